@@ -1,0 +1,26 @@
+"""attncap: attention, and what every head does with it, in one pass and O(N) memory."""
+
+from __future__ import annotations
+
+from attncap.api import attention, attention_varlen
+from attncap.dispatch import available_impls, last_impl
+from attncap.sdpa import scaled_dot_product_attention
+from attncap.types import AttncapError, HeadStats, MissingExtraError, StatSpec, UnsupportedError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttncapError",
+    "Capture",
+    "HeadStats",
+    "MissingExtraError",
+    "StatSpec",
+    "UnsupportedError",
+    "__version__",
+    "attention",
+    "attention_varlen",
+    "available_impls",
+    "capture",
+    "last_impl",
+    "scaled_dot_product_attention",
+]

@@ -1,0 +1,169 @@
+"""The attention functions: check the arguments once, choose an implementation, run it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attncap import dispatch, reference, validation
+from attncap.types import HeadStats, StatSpec, UnsupportedError
+from attncap.validation import Extras, Options
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spec: StatSpec = StatSpec(),  # noqa: B008 - frozen
+    *,
+    attn_mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    window: tuple[int, int] | None = None,
+    softcap: float | None = None,
+    sink_logits: Tensor | None = None,
+    query_offset: int | None = None,
+    query_mask: Tensor | None = None,
+    query_tags: Tensor | None = None,
+    key_tags: Tensor | None = None,
+    key_features: Tensor | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, HeadStats]:
+    """Attention and the statistics of every head's distribution, in one pass and O(N) memory.
+
+    With pos_i = i + query_offset, over the keys j that row i sees::
+
+        s_ij = softcap(scale * <q_i, k_j>) + bias_ij     lse_i = log sum_j exp(s_ij) [+ exp(sink_logits_h)]
+        p_ij = exp(s_ij - lse_i)                         out_i = sum_j p_ij v_j
+
+    Args:
+        query: (B, H, Q, D), float32, float64, bfloat16 or float16, any strides.
+        key: (B, G, K, D) with H % G == 0; query head h reads key head h // (H // G).
+        value: (B, G, K, E); E may differ from D.
+        spec: which statistics to capture.
+        attn_mask: broadcastable to (B, H, Q, K); bool (True = attend) or floating (added to the scores;
+            -inf is the same as False). Read in place.
+        causal: key j is seen when j <= pos_i.
+        scale: factor of the scores; 1/sqrt(D) when None.
+        window: (left, right): pos_i - left <= j <= pos_i + right; -1 = unlimited.
+        softcap: scores become softcap * tanh(score / softcap).
+        sink_logits: (H,), one more outcome per head without a value (GPT-OSS); gives ``null_mass``.
+        query_offset: position of row 0; K - Q when None (bottom-right aligned, as when decoding with a cache).
+        query_mask: (B, Q) bool; rows that are False do not count (padding): their statistics are those of a row
+            that sees nothing and they give nothing to ``received_mass``. Their ``out`` is as usual.
+        query_tags: (T, B, Q) integers, and
+        key_tags: (T, B, K) integers: ``tag_mass`` sums p where they are equal; a negative key tag matches nothing.
+        key_features: (B, K, F) floating: ``feature_mass`` = sum_j p_ij F_j.
+        impl: "reference", "cpu", "triton", "cuda" or "auto".
+
+    Returns:
+        out (B, H, Q, E) in the value's dtype, and HeadStats in float32 (float64 for float64 inputs): logarithms in
+        nats, masses as probabilities, distances in tokens. A row that sees no key has out 0, lse and max_logit -inf,
+        masses and entropy 0, top-k probability 0 and index -1.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it should be; the message names it.
+        UnsupportedError: the implementation asked for cannot serve the call (a NotImplementedError).
+
+    A non-finite value or feature may reach rows that do not see it, as 0 * NaN does in PyTorch; non-finite
+    queries, keys and mask entries reach only the rows and heads that see them.
+    """
+    validation.check_spec(spec)
+    validation.check_qkv(query, key, value)
+    options = validation.check_options(
+        causal=causal, scale=scale, window=window, softcap=softcap, query_offset=query_offset, head_dim=query.shape[-1]
+    )
+    extras = validation.check_extras(
+        query,
+        key,
+        attn_mask=attn_mask,
+        sink_logits=sink_logits,
+        query_mask=query_mask,
+        query_tags=query_tags,
+        key_tags=key_tags,
+        key_features=key_features,
+    )
+    _refuse_grad(query, key, value, extras)
+    chosen = dispatch.choose(impl, query)
+    if chosen == "reference":
+        return reference.attention(query, key, value, spec, options, extras)
+    from attncap import ops
+
+    return ops.attention(query, key, value, spec, options, extras)
+
+
+def attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    spec: StatSpec = StatSpec(),  # noqa: B008 - frozen
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    window: tuple[int, int] | None = None,
+    softcap: float | None = None,
+    sink_logits: Tensor | None = None,
+    query_offset: int | None = None,
+    query_mask: Tensor | None = None,
+    query_tags: Tensor | None = None,
+    key_tags: Tensor | None = None,
+    key_features: Tensor | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, HeadStats]:
+    """`attention` of several sequences packed one after another; no row sees another sequence.
+
+    Args:
+        query: (rows, H, D), key: (keys, G, D), value: (keys, G, E), the sequences one after another.
+        cu_seqlens_q: (sequences + 1,) int32 or int64, rising from 0 to rows; sequence b owns rows
+            cu_seqlens_q[b] .. cu_seqlens_q[b + 1] - 1. cu_seqlens_k: the same for keys.
+        query_offset: position of each sequence's first row; its own K - Q when None.
+        query_mask: (rows,) bool. query_tags: (T, rows), key_tags: (T, keys). key_features: (keys, F).
+
+    Returns:
+        out (rows, H, E), and HeadStats whose (B, H, Q) is (H, rows); received_mass is (H, keys). Positions,
+        ``topk_index`` and ``sink_mass`` count from each sequence's own first key.
+
+    The other arguments, the units and the errors are those of `attention`.
+    """
+    validation.check_spec(spec)
+    validation.check_qkv(query, key, value, packed=True)
+    bounds_q = validation.check_cu_seqlens("cu_seqlens_q", cu_seqlens_q, query.shape[0])
+    bounds_k = validation.check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, key.shape[0])
+    if len(bounds_q) != len(bounds_k):
+        raise ValueError(f"cu_seqlens_k: expected {len(bounds_q)} entries as in cu_seqlens_q, got {len(bounds_k)}")
+    options = validation.check_options(
+        causal=causal, scale=scale, window=window, softcap=softcap, query_offset=query_offset, head_dim=query.shape[-1]
+    )
+    # Checked as one batch of the packed rows: (rows, H, D) seen as (1, H, rows, D).
+    extras = validation.check_packed_extras(
+        query,
+        key,
+        sink_logits=sink_logits,
+        query_mask=query_mask,
+        query_tags=query_tags,
+        key_tags=key_tags,
+        key_features=key_features,
+    )
+    _refuse_grad(query, key, value, extras)
+    if len(bounds_q) == 1:  # no sequence at all: one empty sequence gives the empty tensors
+        bounds_q, bounds_k = [0, 0], [0, 0]
+    chosen = dispatch.choose(impl, query)
+    if chosen == "reference":
+        return reference.attention_varlen(query, key, value, bounds_q, bounds_k, spec, options, extras)
+    from attncap import ops
+
+    return ops.attention_varlen(query, key, value, bounds_q, bounds_k, spec, options, extras)
+
+
+def _refuse_grad(query: Tensor, key: Tensor, value: Tensor, extras: Extras) -> None:
+    if not torch.is_grad_enabled():
+        return
+    named = {"query": query, "key": key, "value": value, "attn_mask": extras.attn_mask}
+    named |= {"sink_logits": extras.sink_logits, "key_features": extras.key_features}
+    for name, tensor in named.items():
+        if tensor is not None and tensor.requires_grad:
+            raise UnsupportedError(
+                f"{name}: requires grad, and attncap has no gradients yet; call under torch.no_grad() or detach it"
+            )

@@ -1,0 +1,69 @@
+"""Which implementation serves a call, and why not the others."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attncap.types import UnsupportedError
+
+IMPLS = ("reference", "cpu", "triton", "cuda")
+
+_last_impl: str | None = None
+
+
+def available_impls() -> dict[str, str]:
+    """Name of each implementation -> "yes", or why it cannot run here."""
+    return {name: _availability(name) for name in IMPLS}
+
+
+def last_impl() -> str | None:
+    """Name of the implementation that served the newest eager call in this process; None before the first."""
+    return _last_impl
+
+
+def choose(impl: Any, query: Tensor) -> str:
+    """The implementation for this call. One asked for by name never falls back: it serves or raises.
+
+    Raises:
+        TypeError, ValueError: `impl` is not one of the names.
+        UnsupportedError: it cannot serve here; the message says what it lacks.
+    """
+    global _last_impl
+    if not isinstance(impl, str):
+        raise TypeError(f"impl: expected a name, got {type(impl).__name__}")
+    if impl != "auto" and impl not in IMPLS:
+        raise ValueError(f"impl: expected one of {', '.join(IMPLS)} or auto, got {impl!r}")
+    chosen = _automatic(query) if impl == "auto" else impl
+    lacks = _lacks(chosen, query)
+    if lacks is not None:
+        raise UnsupportedError(f"impl={chosen!r} cannot serve this call: {lacks}")
+    if not torch.compiler.is_compiling():
+        _last_impl = chosen
+    return chosen
+
+
+def _automatic(query: Tensor) -> str:
+    """On the CPU the C++ kernel where it is built; elsewhere the reference, until a GPU kernel is qualified."""
+    return "cpu" if query.device.type == "cpu" and _availability("cpu") == "yes" else "reference"
+
+
+def _lacks(impl: str, query: Tensor) -> str | None:
+    availability = _availability(impl)
+    if availability != "yes":
+        return availability
+    if impl == "cpu" and query.device.type != "cpu":
+        return f"it serves tensors on the cpu, got {query.device}"
+    return None
+
+
+def _availability(impl: str) -> str:
+    if impl == "reference":
+        return "yes"
+    if impl == "cpu":
+        found = importlib.util.find_spec("attncap._C") is not None
+        return "yes" if found else "the C++ extension attncap._C is not built; reinstall attncap with a C++17 compiler"
+    return f"attncap has no {impl} kernels yet"

@@ -1,0 +1,157 @@
+"""PyTorch's own signature: `scaled_dot_product_attention`, whose statistics go to the capture that is open."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from attncap.api import attention
+from attncap.types import HeadStats, StatSpec, UnsupportedError
+
+
+class Recorder(Protocol):
+    """Who wants the statistics of the calls made while it is open."""
+
+    spec: StatSpec
+
+    def record_call(self, stats: HeadStats) -> None:
+        """Take the statistics of one call."""
+
+
+_recorder: ContextVar[Recorder | None] = ContextVar("attncap_recorder", default=None)
+
+
+@contextmanager
+def recording(recorder: Recorder) -> Iterator[None]:
+    """Send the statistics of every `scaled_dot_product_attention` call inside the block to `recorder`."""
+    token = _recorder.set(recorder)
+    try:
+        yield
+    finally:
+        _recorder.reset(token)
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention`, same signature and meaning, captured.
+
+    Args:
+        query: (..., Q, D), key: (..., K, D), value: (..., K, E); leading dimensions broadcast, the last of
+            them being the heads where there are at least two.
+        attn_mask: broadcastable to (..., Q, K); bool (True = attend) or floating.
+        dropout_p: must be 0: dropout is refused by name.
+        is_causal: upper-left aligned (row i sees keys 0 .. i); not together with attn_mask.
+        scale: factor of the scores; 1/sqrt(D) when None.
+        enable_gqa: key and value may have fewer heads, which divide the query's.
+
+    Returns:
+        (..., Q, E) in the query's dtype.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it should be; the message names it.
+        UnsupportedError: dropout_p is not 0, or an input requires grad.
+    """
+    _check_dropout(dropout_p)
+    if is_causal and attn_mask is not None:
+        raise ValueError("attn_mask: expected None together with is_causal=True, got a mask")
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.dim() < 2:
+            raise ValueError(f"{name}: expected at least 2 dimensions (..., length, head dim), got {tuple(tensor.shape)}")
+    if enable_gqa:
+        key, value = _gqa_heads("key", key, query), _gqa_heads("value", value, query)
+        if key.shape[-3] != value.shape[-3]:
+            key, value = _repeat_heads(key, query.shape[-3]), _repeat_heads(value, query.shape[-3])
+
+    lead = _broadcast_lead(query, key, value, grouped=enable_gqa)
+    query4, key4, value4 = (_as_4d(tensor, lead, grouped=enable_gqa) for tensor in (query, key, value))
+    mask4 = None if attn_mask is None else _mask_as_4d(attn_mask, lead, query.shape[-2], key.shape[-2])
+    recorder = _recorder.get()
+    out, stats = attention(
+        query4,
+        key4,
+        value4,
+        StatSpec.none() if recorder is None else recorder.spec,
+        attn_mask=mask4,
+        causal=is_causal,
+        scale=scale,
+        query_offset=0,
+    )
+    if recorder is not None:
+        recorder.record_call(stats)
+    return out.reshape(*lead, query.shape[-2], value.shape[-1])
+
+
+def _check_dropout(dropout_p: float) -> None:
+    if isinstance(dropout_p, bool) or not isinstance(dropout_p, numbers.Real):
+        raise TypeError(f"dropout_p: expected a number, got {type(dropout_p).__name__} ({dropout_p!r})")
+    if not 0.0 <= float(dropout_p) <= 1.0:
+        raise ValueError(f"dropout_p: expected a probability from 0 to 1, got {dropout_p}")
+    if dropout_p:
+        raise UnsupportedError(f"dropout_p: attncap has no dropout, expected 0.0, got {dropout_p}")
+
+
+def _gqa_heads(name: str, tensor: Tensor, query: Tensor) -> Tensor:
+    if tensor.dim() < 3 or query.dim() < 3:
+        raise ValueError(f"{name}: enable_gqa expects a heads dimension (..., heads, length, head dim), got {tuple(tensor.shape)}")
+    if tensor.shape[-3] == 0 or query.shape[-3] % tensor.shape[-3] != 0:
+        raise ValueError(
+            f"{name}: expected a number of heads that divides the query's {query.shape[-3]}, got {tensor.shape[-3]}"
+        )
+    return tensor
+
+
+def _repeat_heads(tensor: Tensor, heads: int) -> Tensor:
+    return tensor.repeat_interleave(heads // tensor.shape[-3], dim=-3)
+
+
+def _broadcast_lead(query: Tensor, key: Tensor, value: Tensor, *, grouped: bool) -> torch.Size:
+    """The leading dimensions of the result: broadcast over the three, heads being the query's under GQA."""
+    cut = -3 if grouped else -2
+    try:
+        lead = torch.broadcast_shapes(query.shape[:cut], key.shape[:cut], value.shape[:cut])
+    except RuntimeError:
+        raise ValueError(
+            "key, value: expected leading dimensions that broadcast with the query's "
+            f"{tuple(query.shape)}, got {tuple(key.shape)} and {tuple(value.shape)}"
+        ) from None
+    return torch.Size([*lead, query.shape[-3]]) if grouped else lead
+
+
+def _as_4d(tensor: Tensor, lead: torch.Size, *, grouped: bool) -> Tensor:
+    """(..., N, D) broadcast to the common leading dimensions and seen as (B, H, N, D)."""
+    full = torch.Size([*lead[:-1], tensor.shape[-3]]) if grouped else lead
+    expanded = tensor.expand(*full, *tensor.shape[-2:])
+    if len(full) == 2:
+        return expanded
+    if len(full) < 2:
+        return expanded.reshape(-1, 1, *tensor.shape[-2:])
+    return expanded.flatten(0, -4)
+
+
+def _mask_as_4d(attn_mask: Tensor, lead: torch.Size, rows: int, keys: int) -> Tensor:
+    if not isinstance(attn_mask, Tensor):
+        raise TypeError(f"attn_mask: expected a torch.Tensor, got {type(attn_mask).__name__}")
+    full = (*lead, rows, keys)
+    if attn_mask.dim() <= 2 or len(lead) == 2:
+        return attn_mask
+    try:
+        expanded = attn_mask.expand(full)
+    except RuntimeError:
+        raise ValueError(f"attn_mask: expected a shape broadcastable to {full}, got {tuple(attn_mask.shape)}") from None
+    return expanded.reshape(-1, 1, rows, keys) if len(lead) < 2 else expanded.flatten(0, -4)
