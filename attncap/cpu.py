@@ -1,0 +1,95 @@
+"""Launcher of the C++ kernels: describes a call to attncap._C by pointers and strides, and runs it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attncap import _C
+from attncap.types import HeadStats, StatSpec
+from attncap.validation import Extras, Options
+
+_DTYPE_NAMES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+    torch.bool: "bool",
+    torch.int32: "int32",
+}
+_INT32_MAX = 2**31 - 1
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sequences: list[tuple[int, int, int, int, int, int]],
+    spec: StatSpec,
+    options: Options,
+    extras: Extras,
+    out: Tensor,
+    stats: HeadStats,
+) -> None:
+    """Fill `out` and `stats`.
+
+    Args:
+        query, key, value: (B, H, Q, D), (B, G, K, D), (B, G, K, E) on the CPU, any strides.
+        sequences: (batch, first row, rows, first key, keys, query offset) of each sequence.
+        out: (B, H, Q, E); stats: tensors of what `spec` and `extras` ask for, received_mass being zero.
+    """
+    problem = _C.Problem()
+    problem.heads, problem.key_heads = query.shape[1], key.shape[1]
+    problem.key_dim, problem.value_dim = query.shape[3], value.shape[3]
+    problem.sequences = [_C.Sequence(*sequence) for sequence in sequences]
+    problem.threads = torch.get_num_threads()
+    problem.scale, problem.softcap, problem.causal = options.scale, options.softcap, options.causal
+    problem.window_left, problem.window_right = options.window
+    problem.entropy, problem.max, problem.distance = spec.entropy, spec.max, spec.distance
+    problem.collision, problem.received = spec.collision, spec.received
+    problem.sink, problem.topk, problem.offsets = spec.sink, spec.topk, list(spec.offsets)
+    problem.diagonal = -1 if spec.diagonal is None else spec.diagonal
+
+    query_tags, key_tags = _tags_as_int32(extras.query_tags, extras.key_tags)
+    problem.tags = 0 if query_tags is None else query_tags.shape[0]
+    problem.features = 0 if extras.key_features is None else extras.key_features.shape[-1]
+    inputs = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "attn_mask": extras.attn_mask,
+        "sink_logits": extras.sink_logits,
+        "query_mask": extras.query_mask,
+        "query_tags": query_tags,
+        "key_tags": key_tags,
+        "key_features": extras.key_features,
+    }
+    outputs = {"out": out} | {_OUTPUT_FIELDS.get(name, name): tensor for name, tensor in stats.items()}
+    for name, tensor in (inputs | outputs).items():
+        if tensor is not None and tensor.numel() > 0:
+            setattr(problem, name, _array(tensor))
+    _C.attention(problem)
+
+
+# Statistics whose switch has their name already.
+_OUTPUT_FIELDS = {"entropy": "entropy_out", "collision": "collision_out", "distance": "distance_out"}
+
+
+def _array(tensor: Tensor) -> _C.Array:
+    return _C.Array(tensor.data_ptr(), _DTYPE_NAMES[tensor.dtype], list(tensor.stride()))
+
+
+def _tags_as_int32(query_tags: Tensor | None, key_tags: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The kernel compares 32-bit tags; wider ones are renumbered, equality and the sign of key tags kept."""
+    if query_tags is None or key_tags is None or query_tags.numel() == 0 or key_tags.numel() == 0:
+        return query_tags if query_tags is None else query_tags.to(torch.int32), (
+            key_tags if key_tags is None else key_tags.to(torch.int32)
+        )
+    widest = max(int(tags.abs().max()) for tags in (query_tags, key_tags))
+    lowest = min(int(tags.min()) for tags in (query_tags, key_tags))
+    if widest > _INT32_MAX or lowest < -_INT32_MAX:
+        split = query_tags.numel()
+        _, codes = torch.unique(torch.cat([query_tags.flatten(), key_tags.flatten()]), return_inverse=True)
+        codes_k = torch.where(key_tags < 0, -1, codes[split:].view(key_tags.shape))
+        return codes[:split].view(query_tags.shape).to(torch.int32), codes_k.to(torch.int32)
+    return query_tags.to(torch.int32), key_tags.to(torch.int32)

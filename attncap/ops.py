@@ -1,0 +1,206 @@
+"""The torch operators attncap::attention and attncap::attention_varlen.
+
+Statistics are outputs, never side effects, so that torch.compile keeps them; what is not asked for is an empty
+tensor. Launchers are imported when an operator first runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+import torch
+from torch import Tensor
+
+from attncap.types import STATISTIC_NAMES, HeadStats, StatSpec
+from attncap.validation import Extras, Options
+
+# The numbers of StatSpec (diagonal None as -1) and of Options, in the order of their fields.
+_NUMBERS = (
+    "bool entropy, bool max, int sink, int diagonal, int topk, int[] offsets, bool distance, bool collision, "
+    "bool received, bool causal, float scale, int[] window, float softcap"
+)
+_EXTRAS = "Tensor? sink_logits, Tensor? query_mask, Tensor? query_tags, Tensor? key_tags, Tensor? key_features"
+_RETURNS = "(" + ", ".join(f"Tensor {name}" for name in ("out", *STATISTIC_NAMES)) + ")"
+
+torch.library.define(
+    "attncap::attention",
+    f"(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, {_EXTRAS}, {_NUMBERS}, SymInt query_offset) -> {_RETURNS}",
+)
+torch.library.define(
+    "attncap::attention_varlen",
+    f"(Tensor query, Tensor key, Tensor value, int[] bounds_q, int[] bounds_k, {_EXTRAS}, {_NUMBERS}, "
+    f"int? query_offset) -> {_RETURNS}",
+)
+
+Numbers = tuple[bool, bool, int, int, int, Sequence[int], bool, bool, bool, bool, float, Sequence[int], float]
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, options: Options, extras: Extras
+) -> tuple[Tensor, HeadStats]:
+    """Run attncap::attention on checked arguments."""
+    offset = key.shape[2] - query.shape[2] if options.query_offset is None else options.query_offset
+    outputs = torch.ops.attncap.attention(
+        query, key, value, extras.attn_mask, *_optional(extras), *_numbers(spec, options), offset
+    )
+    return _unpack(outputs, spec, extras)
+
+
+def attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds_q: list[int],
+    bounds_k: list[int],
+    spec: StatSpec,
+    options: Options,
+    extras: Extras,
+) -> tuple[Tensor, HeadStats]:
+    """Run attncap::attention_varlen on checked arguments."""
+    outputs = torch.ops.attncap.attention_varlen(
+        query, key, value, bounds_q, bounds_k, *_optional(extras), *_numbers(spec, options), options.query_offset
+    )
+    return _unpack(outputs, spec, extras)
+
+
+def _numbers(spec: StatSpec, options: Options) -> tuple[object, ...]:
+    diagonal = -1 if spec.diagonal is None else spec.diagonal
+    numbers = (spec.entropy, spec.max, spec.sink, diagonal, spec.topk, spec.offsets)
+    numbers += (spec.distance, spec.collision, spec.received)
+    return (*numbers, options.causal, options.scale, options.window, options.softcap)
+
+
+def _spec_and_options(numbers: Numbers, query_offset: int | None) -> tuple[StatSpec, Options]:
+    entropy, most, sink, diagonal, topk, offsets, distance, collision, received = numbers[:9]
+    causal, scale, window, softcap = numbers[9:]
+    wanted = None if diagonal < 0 else diagonal
+    spec = StatSpec(entropy, most, sink, wanted, topk, tuple(offsets), distance, collision, received)
+    return spec, Options(causal, scale, (window[0], window[1]), softcap, query_offset)
+
+
+def _optional(extras: Extras) -> tuple[Tensor | None, ...]:
+    return (extras.sink_logits, extras.query_mask, extras.query_tags, extras.key_tags, extras.key_features)
+
+
+def _shapes(
+    spec: StatSpec, extras: Extras, rows: tuple[int, ...], keys: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Shape of each statistic asked for: `rows` is (B, H, Q) and `keys` is (B, H, K)."""
+    shapes = {"lse": rows}
+    switches = {
+        "max_logit": spec.max,
+        "entropy": spec.entropy,
+        "collision": spec.collision,
+        "sink_mass": spec.sink > 0,
+        "diagonal_mass": spec.diagonal is not None,
+        "distance": spec.distance,
+        "null_mass": extras.sink_logits is not None,
+    }
+    shapes |= {name: rows for name, on in switches.items() if on}
+    if spec.offsets:
+        shapes["offset_mass"] = (*rows, len(spec.offsets))
+    if extras.query_tags is not None:
+        shapes["tag_mass"] = (*rows, extras.query_tags.shape[0])
+    if extras.key_features is not None:
+        shapes["feature_mass"] = (*rows, extras.key_features.shape[-1])
+    if spec.topk:
+        shapes |= {"topk_prob": (*rows, spec.topk), "topk_index": (*rows, spec.topk)}
+    if spec.received:
+        shapes["received_mass"] = keys
+    return shapes
+
+
+def _new_stats(query: Tensor, shapes: dict[str, tuple[int, ...]]) -> HeadStats:
+    compute = torch.float64 if query.dtype == torch.float64 else torch.float32
+    tensors = {
+        name: query.new_zeros(shape, dtype=torch.int32 if name == "topk_index" else compute)
+        for name, shape in shapes.items()
+    }
+    return HeadStats(**tensors)
+
+
+def _pack(out: Tensor, stats: HeadStats) -> tuple[Tensor, ...]:
+    absent = [out.new_empty(0) for _ in STATISTIC_NAMES]
+    given = (getattr(stats, name) for name in STATISTIC_NAMES)
+    return (out, *(empty if tensor is None else tensor for tensor, empty in zip(given, absent, strict=True)))
+
+
+def _unpack(outputs: Sequence[Tensor], spec: StatSpec, extras: Extras) -> tuple[Tensor, HeadStats]:
+    asked = _shapes(spec, extras, (), ())
+    named = dict(zip(STATISTIC_NAMES, outputs[1:], strict=True))
+    return outputs[0], HeadStats(**{name: tensor for name, tensor in named.items() if name in asked})
+
+
+def _dense_outputs(
+    query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Extras
+) -> tuple[Tensor, HeadStats]:
+    rows = tuple(query.shape[:3])
+    shapes = _shapes(spec, extras, rows, (*rows[:2], key.shape[2]))
+    return query.new_empty(*rows, value.shape[3]), _new_stats(query, shapes)
+
+
+def _packed_outputs(
+    query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Extras
+) -> tuple[Tensor, HeadStats]:
+    heads = query.shape[1]
+    shapes = _shapes(spec, extras, (heads, query.shape[0]), (heads, key.shape[0]))
+    return query.new_empty(query.shape[0], heads, value.shape[2]), _new_stats(query, shapes)
+
+
+@torch.library.impl("attncap::attention", "cpu")
+def _attention_cpu(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: object
+) -> tuple[Tensor, ...]:
+    from attncap import cpu
+
+    spec, options, extras = _arguments(attn_mask, rest)
+    out, stats = _dense_outputs(query, key, value, spec, extras)
+    assert options.query_offset is not None
+    shape = (query.shape[2], 0, key.shape[2], options.query_offset)
+    sequences = [(batch, 0, *shape) for batch in range(query.shape[0])]
+    cpu.attention(query, key, value, sequences, spec, options, extras, out, stats)
+    return _pack(out, stats)
+
+
+@torch.library.register_fake("attncap::attention")
+def _attention_fake(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: object
+) -> tuple[Tensor, ...]:
+    spec, _, extras = _arguments(attn_mask, rest)
+    return _pack(*_dense_outputs(query, key, value, spec, extras))
+
+
+@torch.library.impl("attncap::attention_varlen", "cpu")
+def _attention_varlen_cpu(
+    query: Tensor, key: Tensor, value: Tensor, bounds_q: list[int], bounds_k: list[int], *rest: object
+) -> tuple[Tensor, ...]:
+    from attncap import cpu
+
+    spec, options, extras = _arguments(None, rest)
+    out, stats = _packed_outputs(query, key, value, spec, extras)
+    sequences = []
+    for q0, q1, k0, k1 in zip(bounds_q[:-1], bounds_q[1:], bounds_k[:-1], bounds_k[1:], strict=True):
+        offset = (k1 - k0) - (q1 - q0) if options.query_offset is None else options.query_offset
+        sequences.append((0, q0, q1 - q0, k0, k1 - k0, offset))
+    # The kernel sees packed tensors as one batch whose sequences start at different rows.
+    batched = HeadStats(**{name: tensor[None] for name, tensor in stats.items()})
+    packed = (tensor.transpose(0, 1)[None] for tensor in (query, key, value, out))
+    query4, key4, value4, out4 = packed
+    cpu.attention(query4, key4, value4, sequences, spec, options, extras, out4, batched)
+    return _pack(out, stats)
+
+
+@torch.library.register_fake("attncap::attention_varlen")
+def _attention_varlen_fake(
+    query: Tensor, key: Tensor, value: Tensor, bounds_q: list[int], bounds_k: list[int], *rest: object
+) -> tuple[Tensor, ...]:
+    spec, _, extras = _arguments(None, rest)
+    return _pack(*_packed_outputs(query, key, value, spec, extras))
+
+
+def _arguments(attn_mask: Tensor | None, rest: tuple[object, ...]) -> tuple[StatSpec, Options, Extras]:
+    """The schema's optional tensors, numbers and offset as the project's own records."""
+    tensors, numbers, query_offset = rest[:5], rest[5:-1], rest[-1]
+    spec, options = _spec_and_options(numbers, query_offset)  # type: ignore[arg-type]
+    return spec, options, Extras(attn_mask, *tensors)  # type: ignore[arg-type]

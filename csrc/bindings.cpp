@@ -1,0 +1,63 @@
+// attncap._C: descriptions of a call, and the call. Nothing here links torch; tensors arrive as pointers and strides.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdlib>
+
+#include "cpu/problem.h"
+
+namespace py = pybind11;
+using attncap::Array;
+using attncap::DType;
+using attncap::Problem;
+using attncap::Sequence;
+
+namespace {
+
+Array make_array(uintptr_t data, const std::string& dtype, const std::vector<int64_t>& strides) {
+    static const std::pair<const char*, DType> names[] = {
+        {"float32", DType::float32}, {"float64", DType::float64}, {"bfloat16", DType::bfloat16},
+        {"float16", DType::float16}, {"bool", DType::boolean},    {"int32", DType::int32}};
+    if (strides.size() > 4) throw std::invalid_argument("strides: expected at most 4");
+    Array array;
+    array.data = reinterpret_cast<char*>(data);
+    std::copy(strides.begin(), strides.end(), array.stride);
+    for (const auto& [name, value] : names) {
+        if (dtype == name) {
+            array.dtype = value;
+            return array;
+        }
+    }
+    throw std::invalid_argument("dtype: expected one that the kernels read, got " + dtype);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+    m.doc() = "attncap's compiled kernels; called by attncap.cpu.";
+    py::class_<Array>(m, "Array").def(py::init(&make_array), py::arg("data"), py::arg("dtype"), py::arg("strides"));
+    py::class_<Sequence>(m, "Sequence")
+        .def(py::init<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>(), py::arg("batch"), py::arg("row0"),
+             py::arg("rows"), py::arg("key0"), py::arg("keys"), py::arg("offset"));
+    py::class_<Problem>(m, "Problem")
+        .def(py::init<>())
+#define ATTNCAP_FIELD(name) .def_readwrite(#name, &Problem::name)
+        ATTNCAP_FIELD(heads) ATTNCAP_FIELD(key_heads) ATTNCAP_FIELD(key_dim) ATTNCAP_FIELD(value_dim)
+        ATTNCAP_FIELD(sequences) ATTNCAP_FIELD(threads) ATTNCAP_FIELD(scale) ATTNCAP_FIELD(softcap)
+        ATTNCAP_FIELD(causal) ATTNCAP_FIELD(window_left) ATTNCAP_FIELD(window_right) ATTNCAP_FIELD(entropy)
+        ATTNCAP_FIELD(max) ATTNCAP_FIELD(distance) ATTNCAP_FIELD(collision) ATTNCAP_FIELD(received)
+        ATTNCAP_FIELD(sink) ATTNCAP_FIELD(diagonal) ATTNCAP_FIELD(topk) ATTNCAP_FIELD(offsets) ATTNCAP_FIELD(tags)
+        ATTNCAP_FIELD(features) ATTNCAP_FIELD(query) ATTNCAP_FIELD(key) ATTNCAP_FIELD(value)
+        ATTNCAP_FIELD(attn_mask) ATTNCAP_FIELD(sink_logits) ATTNCAP_FIELD(query_mask) ATTNCAP_FIELD(query_tags)
+        ATTNCAP_FIELD(key_tags) ATTNCAP_FIELD(key_features) ATTNCAP_FIELD(out) ATTNCAP_FIELD(lse)
+        ATTNCAP_FIELD(max_logit) ATTNCAP_FIELD(entropy_out) ATTNCAP_FIELD(collision_out) ATTNCAP_FIELD(sink_mass)
+        ATTNCAP_FIELD(diagonal_mass) ATTNCAP_FIELD(distance_out) ATTNCAP_FIELD(null_mass)
+        ATTNCAP_FIELD(offset_mass) ATTNCAP_FIELD(tag_mass) ATTNCAP_FIELD(feature_mass) ATTNCAP_FIELD(topk_prob)
+        ATTNCAP_FIELD(topk_index) ATTNCAP_FIELD(received_mass);
+#undef ATTNCAP_FIELD
+    m.def(
+        "attention", [](const Problem& problem) { attncap::attention(problem, std::getenv("ATTNCAP_CPU_ISA")); },
+        py::arg("problem"), py::call_guard<py::gil_scoped_release>(), "Runs one call on the CPU.");
+    m.def("instruction_sets", &attncap::instruction_sets, "Instruction sets usable here, widest first.");
+}

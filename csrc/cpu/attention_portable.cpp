@@ -1,0 +1,7 @@
+// The kernel for any processor: 16-byte vectors of the compiler (SSE2, NEON, ...).
+#define ATTNCAP_ISA portable
+#include "cpu/run.h"
+
+namespace attncap {
+ATTNCAP_DEFINE_ENTRY(attention_portable)
+}  // namespace attncap

@@ -1,0 +1,130 @@
+// Between the tensors' dtypes and the type that is computed in (float, or double for float64 tensors).
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/problem.h"
+#include "cpu/simd.h"
+
+namespace attncap {
+namespace ATTNCAP_ISA {
+
+inline float half_to_float(uint16_t half) {
+#if defined(__F16C__)
+    return _cvtsh_ss(half);
+#else
+    // Exponent and mantissa moved into place are off by the ratio of the biases, 2^112, subnormals included.
+    uint32_t bits = uint32_t(half & 0x7fff) << 13;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    value *= 5.192296858534828e33f;
+    std::memcpy(&bits, &value, 4);
+    if ((half & 0x7c00) == 0x7c00) bits |= 0x7f800000;
+    bits |= uint32_t(half & 0x8000) << 16;
+    std::memcpy(&value, &bits, 4);
+    return value;
+#endif
+}
+
+inline uint16_t float_to_half(float value) {
+#if defined(__F16C__)
+    return static_cast<uint16_t>(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT));
+#else
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    const uint16_t sign = uint16_t(bits >> 16) & 0x8000;
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return sign | 0x7e00;
+    if (bits >= 0x47800000) return sign | 0x7c00;  // 65536 and more; 65520 .. 65536 round up below
+    if (bits < 0x38800000) {                       // subnormal: adding 0.5 lines the last bit up
+        float magnitude;
+        std::memcpy(&magnitude, &bits, 4);
+        magnitude += 0.5f;
+        std::memcpy(&bits, &magnitude, 4);
+        return sign | uint16_t(bits - 0x3f000000);
+    }
+    bits += 0x0fff + ((bits >> 13) & 1);
+    return sign | uint16_t((bits - 0x38000000) >> 13);
+#endif
+}
+
+inline float bfloat_to_float(uint16_t bfloat) {
+    const uint32_t bits = uint32_t(bfloat) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+inline uint16_t float_to_bfloat(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16) | 0x40;  // NaN stays NaN
+    return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+template <class Stored>
+inline Stored read(const char* p) {
+    Stored value;
+    std::memcpy(&value, p, sizeof value);
+    return value;
+}
+
+// out[i] = T(in[i * stride]) for i < count; the switch stands outside the loops.
+template <class T>
+void load_strided(T* out, const char* in, DType dtype, int64_t stride, int64_t count) {
+    const int64_t step = stride * item_size(dtype);
+    switch (dtype) {
+        case DType::float32:
+            for (int64_t i = 0; i < count; ++i) out[i] = T(read<float>(in + i * step));
+            break;
+        case DType::float64:
+            for (int64_t i = 0; i < count; ++i) out[i] = T(read<double>(in + i * step));
+            break;
+        case DType::bfloat16:
+            if (stride == 1) {  // a loop of known step is one the compiler vectorises
+                for (int64_t i = 0; i < count; ++i) out[i] = T(bfloat_to_float(read<uint16_t>(in + 2 * i)));
+            } else {
+                for (int64_t i = 0; i < count; ++i) out[i] = T(bfloat_to_float(read<uint16_t>(in + i * step)));
+            }
+            break;
+        case DType::float16:
+            for (int64_t i = 0; i < count; ++i) out[i] = T(half_to_float(read<uint16_t>(in + i * step)));
+            break;
+        case DType::boolean:
+            for (int64_t i = 0; i < count; ++i) out[i] = in[i * step] ? T(0) : T(-INFINITY);
+            break;
+        case DType::int32:
+            for (int64_t i = 0; i < count; ++i) out[i] = T(read<int32_t>(in + i * step));
+            break;
+    }
+}
+
+template <class T>
+T load_one(const char* in, DType dtype) {
+    T value{};
+    load_strided(&value, in, dtype, 0, 1);
+    return value;
+}
+
+// out[i * stride] = in[i], rounded to nearest even.
+template <class T>
+void store_strided(char* out, DType dtype, int64_t stride, const T* in, int64_t in_step, int64_t count) {
+    const int64_t step = stride * item_size(dtype);
+    auto put = [&](auto convert) {
+        for (int64_t i = 0; i < count; ++i) {
+            const auto value = convert(in[i * in_step]);
+            std::memcpy(out + i * step, &value, sizeof value);
+        }
+    };
+    switch (dtype) {
+        case DType::float32: put([](T x) { return float(x); }); break;
+        case DType::float64: put([](T x) { return double(x); }); break;
+        case DType::bfloat16: put([](T x) { return float_to_bfloat(float(x)); }); break;
+        case DType::float16: put([](T x) { return float_to_half(float(x)); }); break;
+        case DType::boolean:
+        case DType::int32: put([](T x) { return int32_t(x); }); break;
+    }
+}
+
+}  // namespace ATTNCAP_ISA
+}  // namespace attncap

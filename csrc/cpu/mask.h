@@ -1,0 +1,102 @@
+// Which keys each row of a task sees, and the bias it adds. An unseen key has the score -inf.
+#pragma once
+
+#include "cpu/convert.h"
+#include "cpu/tiles.h"
+
+namespace attncap {
+namespace ATTNCAP_ISA {
+
+// Row i sees keys low[i] .. high[i] as far as causality and window say; a row may see none (high < low).
+template <class T>
+struct SeenRange {
+    using L = Lanes<T>;
+    using Int = typename L::Int;
+    Int low[kRows], high[kRows];
+    int64_t begin, end;              // keys that some row sees
+    int64_t all_begin, all_end;      // keys that every row sees
+    int64_t vector_low[kRows / L::kWidth], vector_high[kRows / L::kWidth];
+
+    void set(const Problem& problem, const Sequence& sequence, int64_t row0, int64_t rows) {
+        begin = sequence.keys, end = 0, all_begin = 0, all_end = sequence.keys;
+        for (int64_t i = 0; i < kRows; ++i) {
+            // Rows past the last are given the last one's range, so that they never widen anything.
+            const int64_t position = row0 + std::min(i, rows - 1) + sequence.offset;
+            int64_t first = 0, last = sequence.keys - 1;
+            if (problem.causal) last = std::min(last, position);
+            if (problem.window_left >= 0) first = std::max(first, position - problem.window_left);
+            if (problem.window_right >= 0) last = std::min(last, position + problem.window_right);
+            last = std::max<int64_t>(last, -1);
+            first = std::min(first, sequence.keys);
+            low[i] = Int(first), high[i] = Int(last);
+            if (first <= last) begin = std::min(begin, first), end = std::max(end, last + 1);
+            all_begin = std::max(all_begin, first), all_end = std::min(all_end, last + 1);
+        }
+        for (int64_t v = 0; v < kRows / L::kWidth; ++v) {
+            const auto lanes = v * L::kWidth;
+            vector_low[v] = *std::min_element(low + lanes, low + lanes + L::kWidth);
+            vector_high[v] = *std::max_element(high + lanes, high + lanes + L::kWidth);
+        }
+    }
+
+    // Vectors *first .. *last - 1 hold the rows that may see one of keys key0 .. key1 - 1.
+    void active(int64_t key0, int64_t key1, int vectors, int* first, int* last) const {
+        *first = 0, *last = vectors;
+        while (*first < *last && (vector_high[*first] < key0 || vector_low[*first] >= key1)) ++*first;
+        while (*first < *last && (vector_high[*last - 1] < key0 || vector_low[*last - 1] >= key1)) --*last;
+    }
+};
+
+// Scores of keys key0 .. key1 - 1 become -inf where a row does not see them.
+template <class T>
+void hide_unseen(const SeenRange<T>& seen, int64_t key0, int64_t key1, int vectors, T* scores) {
+    using L = Lanes<T>;
+    const auto hidden = L::all(T(-INFINITY));
+    for (int64_t key = key0; key < key1; ++key) {
+        if (key >= seen.all_begin && key < seen.all_end) continue;
+        const auto here = L::all_int(typename L::Int(key));
+        for (int v = 0; v < vectors; ++v) {
+            T* score = scores + (key - key0) * kRows + v * L::kWidth;
+            const auto outside = L::either(L::less_int(here, L::load_int(seen.low + v * L::kWidth)),
+                                           L::less_int(L::load_int(seen.high + v * L::kWidth), here));
+            L::store(score, L::select(outside, hidden, L::load(score)));
+        }
+    }
+}
+
+// Adds the mask of (batch, head) to the scores: bool False and a bias of -inf hide the key, whatever the score was.
+template <class T>
+void add_mask(const Array& mask, int64_t batch, int64_t head, int64_t row0, int64_t rows, int64_t key0, int64_t key1,
+              int vectors, T* scores) {
+    using L = Lanes<T>;
+    constexpr int64_t kChunk = 64;
+    const auto hidden = T(-INFINITY);
+    T bias[kChunk];
+    if (mask.stride[2] == 0) {  // one bias per key, the same for every row (padding)
+        for (int64_t key = key0; key < key1; key += kChunk) {
+            const int64_t count = std::min(kChunk, key1 - key);
+            load_strided(bias, mask.at(batch, head, 0, key), mask.dtype, mask.stride[3], count);
+            for (int64_t k = 0; k < count; ++k) {
+                if (bias[k] == T(0)) continue;
+                for (int v = 0; v < vectors; ++v) {
+                    T* score = scores + (key + k - key0) * kRows + v * L::kWidth;
+                    L::store(score, bias[k] == hidden ? L::all(hidden) : L::load(score) + L::all(bias[k]));
+                }
+            }
+        }
+        return;
+    }
+    for (int64_t key = key0; key < key1; key += kChunk) {
+        const int64_t count = std::min(kChunk, key1 - key);
+        for (int64_t row = 0; row < rows; ++row) {
+            load_strided(bias, mask.at(batch, head, row0 + row, key), mask.dtype, mask.stride[3], count);
+            T* score = scores + (key - key0) * kRows + row;
+            for (int64_t k = 0; k < count; ++k) {
+                score[k * kRows] = bias[k] == hidden ? hidden : score[k * kRows] + bias[k];
+            }
+        }
+    }
+}
+
+}  // namespace ATTNCAP_ISA
+}  // namespace attncap

@@ -1,0 +1,281 @@
+// One task: up to kRows query rows of one head against all keys that they see.
+#pragma once
+
+#include "cpu/mask.h"
+#include "cpu/workspace.h"
+
+namespace attncap {
+namespace ATTNCAP_ISA {
+
+template <class T>
+class RowBlock {
+    using L = Lanes<T>;
+    using Int = typename L::Int;
+
+   public:
+    RowBlock(const Problem& problem, const Sequence& sequence, int64_t head, int64_t row0, Workspace<T>* workspace)
+        : p_(problem), q_(sequence), head_(head), key_head_(head / (problem.heads / problem.key_heads)), row0_(row0),
+          rows_(std::min(kRows, sequence.rows - row0)), vectors_(int((rows_ + L::kWidth - 1) / L::kWidth)), w_(*workspace),
+          s_(workspace->state) {}
+
+    // Computes the rows' output and statistics; `received` (or null) gets each key's probabilities added.
+    void run(bool keep, T* received) {
+        w_.clear_state(p_);
+        load_queries();
+        seen_.set(p_, q_, row0_, rows_);
+        for (int64_t block = seen_.begin / kBlockKeys; block * kBlockKeys < seen_.end; ++block) {
+            const int64_t key0 = std::max(seen_.begin, block * kBlockKeys);
+            const int64_t key1 = std::min(seen_.end, (block + 1) * kBlockKeys);
+            T* scores = keep ? w_.kept + (key0 - seen_.begin) * kRows : w_.scores;
+            score_block(key0, key1, scores);
+            scan_scores(scores, key0, key1 - key0, vectors_, &s_, w_.block_max);
+            pick_offsets(scores, key0, key1, p_.offsets, rows_, &s_);
+            rescale(w_.block_max, vectors_, p_.tags, &s_);
+            if (received) std::copy(s_.shift, s_.shift + kRows, w_.block_shift + block * kRows);
+            exponentiate(p_, scores, key0, key1 - key0, vectors_, &s_);
+            add_masses(scores, key0, key1);
+            add_outputs(scores, key0, key1);
+        }
+        finish();
+        if (received) add_received(keep, received);
+    }
+
+   private:
+    const Problem& p_;
+    const Sequence& q_;
+    const int64_t head_, key_head_, row0_, rows_;
+    const int vectors_;
+    Workspace<T>& w_;
+    RowState<T>& s_;
+    SeenRange<T> seen_;
+
+    // Queries transposed to [dim][row] and scaled; rows past the last are 0.
+    void load_queries() {
+        T* row = w_.keys;  // not in use yet
+        for (int64_t i = 0; i < vectors_ * L::kWidth; ++i) {
+            s_.position[i] = Int(row0_ + i + q_.offset);
+            if (i < rows_) {
+                load_strided(row, p_.query.at(q_.batch, head_, q_.row0 + row0_ + i), p_.query.dtype,
+                             p_.query.stride[3], p_.key_dim);
+            }
+            for (int64_t d = 0; d < p_.key_dim; ++d) w_.query[d * kRows + i] = i < rows_ ? row[d] * T(p_.scale) : T(0);
+            for (int64_t t = 0; t < p_.tags; ++t) {
+                const char* tag = p_.query_tags.at(t, q_.batch, q_.row0 + row0_ + std::min(i, rows_ - 1));
+                s_.query_tags[t * kRows + i] = read<int32_t>(tag);
+            }
+        }
+    }
+
+    // `count` rows of a key-like tensor as T with unit stride: where they lie, or converted into `copy`.
+    const T* rows_of(const Array& array, int64_t key0, int64_t count, int64_t dim, T* copy, int64_t* stride) const {
+        const DType own = sizeof(T) == 8 ? DType::float64 : DType::float32;
+        const char* first = array.at(q_.batch, key_head_, q_.key0 + key0);
+        if (array.dtype == own && (array.stride[3] == 1 || dim == 1)) {
+            *stride = array.stride[2];
+            return reinterpret_cast<const T*>(first);
+        }
+        *stride = dim;
+        for (int64_t k = 0; k < count; ++k) {
+            load_strided(copy + k * dim, first + k * array.stride[2] * item_size(array.dtype), array.dtype,
+                         array.stride[3], dim);
+        }
+        return copy;
+    }
+
+    // Scores of keys key0 .. key1 - 1 as the softmax sees them: capped, biased, -inf where unseen.
+    void score_block(int64_t key0, int64_t key1, T* scores) {
+        for (int64_t key = key0; key < key1; key += kConvertKeys) {
+            const int64_t count = std::min(kConvertKeys, key1 - key);
+            int64_t stride;
+            const T* keys = rows_of(p_.key, key, count, p_.key_dim, w_.keys, &stride);
+            // Rows outside their range in a whole tile of keys are not multiplied at all.
+            for (int64_t k = 0; k < count; k += L::kTileKeys) {
+                const int64_t tile = std::min<int64_t>(L::kTileKeys, count - k);
+                T* tile_scores = scores + (key + k - key0) * kRows;
+                int first, last;
+                seen_.active(key + k, key + k + tile, vectors_, &first, &last);
+                if (last - first < vectors_) std::fill(tile_scores, tile_scores + tile * kRows, T(-INFINITY));
+                score_rows(w_.query, keys + k * stride, stride, p_.key_dim, tile, first, last, tile_scores);
+            }
+        }
+        if (p_.softcap != 0) {
+            for (int64_t i = 0; i < (key1 - key0) * kRows; i += L::kWidth) {
+                const auto capped = tanh<T>(L::load(scores + i) / L::all(T(p_.softcap)));
+                L::store(scores + i, L::all(T(p_.softcap)) * capped);
+            }
+        }
+        if (p_.attn_mask.given()) {
+            add_mask(p_.attn_mask, q_.batch, head_, q_.row0 + row0_, rows_, key0, key1, vectors_, scores);
+        }
+        hide_unseen(seen_, key0, key1, vectors_, scores);
+    }
+
+    void add_masses(const T* exponentials, int64_t key0, int64_t key1) {
+        if (key0 < p_.sink) add_sink(exponentials, key0, std::min(key1, p_.sink), vectors_, &s_);
+        if (p_.diagonal >= 0) add_diagonal(exponentials, key0, key1, p_.diagonal, rows_, &s_);
+        for (int64_t t = 0; t < p_.tags; ++t) {
+            for (int64_t key = key0; key < key1; ++key) {
+                w_.key_tags[key - key0] = read<int32_t>(p_.key_tags.at(t, q_.batch, q_.key0 + key));
+            }
+            add_tag(exponentials, w_.key_tags, key1 - key0, t, vectors_, &s_);
+        }
+    }
+
+    void add_outputs(const T* exponentials, int64_t key0, int64_t key1) {
+        int64_t stride;
+        const T* values = rows_of(p_.value, key0, key1 - key0, p_.value_dim, w_.values, &stride);
+        accumulate_values(exponentials, values, stride, key1 - key0, p_.value_dim, vectors_, s_.decay, w_.out);
+        if (p_.features == 0) return;
+        for (int64_t key = key0; key < key1; ++key) {
+            load_strided(w_.features + (key - key0) * p_.features, p_.key_features.at(q_.batch, q_.key0 + key),
+                         p_.key_features.dtype, p_.key_features.stride[2], p_.features);
+        }
+        accumulate_values(exponentials, w_.features, p_.features, key1 - key0, p_.features, vectors_, s_.decay,
+                          w_.feature_out);
+    }
+
+    bool counted(int64_t i) const {
+        return !p_.query_mask.given() || *p_.query_mask.at(q_.batch, q_.row0 + row0_ + i) != 0;
+    }
+
+    // [rows] of the workspace to column n of a per-row statistic; rows that do not count get `otherwise`.
+    void store_rows(const Array& array, int64_t n, const T* values, T otherwise = 0) const {
+        if (!array.given()) return;
+        for (int64_t i = 0; i < rows_; ++i) {
+            const T value = counted(i) ? values[i] : otherwise;
+            store_strided(array.at(q_.batch, head_, q_.row0 + row0_ + i, n), array.dtype, 0, &value, 1, 1);
+        }
+    }
+
+    // The null outcome joins the sums, then everything is normalised, turned into statistics and stored.
+    void finish() {
+        const bool has_null = p_.sink_logits.given();
+        const T null_logit = has_null ? load_one<T>(p_.sink_logits.at(head_), p_.sink_logits.dtype) : T(-INFINITY);
+        T lse[kRows], entropy[kRows], null_mass[kRows];
+        const auto zero = L::all(0), minus_infinity = L::all(T(-INFINITY));
+        for (int v = 0; v < vectors_; ++v) {
+            const int64_t r = v * L::kWidth;
+            const auto keys_max = L::load(s_.max + r);
+            const auto empty = L::equal(keys_max, minus_infinity);
+            const auto peak = L::select(empty, zero, L::max(keys_max, L::all(null_logit)));
+            const auto change = bounded_difference<T>(keys_max, peak);
+            const auto decay = exp_nonpositive<T>(change);
+            const auto null_change = bounded_difference<T>(L::all(null_logit), peak);
+            const auto null_weight = exp_nonpositive<T>(null_change);
+            const auto keys_mass = L::load(s_.mass + r);
+            const auto mass = L::fma(keys_mass, decay, null_weight);
+            auto weighted = decay * L::fma(keys_mass, change, L::load(s_.weighted + r));
+            weighted = L::fma(null_weight, null_change, weighted);
+            const auto log_mass = log_positive<T>(mass);
+            L::store(w_.factor + r, L::select(empty, zero, decay / mass));
+            L::store(lse + r, L::select(empty, minus_infinity, peak + log_mass));
+            L::store(entropy + r, L::select(empty, zero, L::max(zero, log_mass - weighted / mass)));
+            L::store(null_mass + r, L::select(empty, zero, null_weight / mass));
+        }
+        store_outputs();
+        store_rows(p_.lse, 0, lse, T(-INFINITY));
+        store_rows(p_.max_logit, 0, s_.max, T(-INFINITY));
+        store_rows(p_.entropy_out, 0, entropy);
+        if (has_null) store_rows(p_.null_mass, 0, null_mass);
+        store_masses();
+        store_chosen();
+    }
+
+    void store_outputs() {
+        for (int64_t i = 0; i < rows_; ++i) {
+            // An empty row is 0 even beside non-finite values, which its factor of 0 would turn into NaN.
+            const T factor = w_.factor[i];
+            for (int64_t d = 0; d < p_.value_dim; ++d) {
+                w_.values[d] = factor == 0 && s_.max[i] == T(-INFINITY) ? T(0) : w_.out[d * kRows + i] * factor;
+            }
+            store_strided(p_.out.at(q_.batch, head_, q_.row0 + row0_ + i), p_.out.dtype, p_.out.stride[3], w_.values, 1,
+                          p_.value_dim);
+        }
+    }
+
+    void store_masses() {
+        auto normalised = [&](const T* sums, bool squared) {
+            for (int64_t i = 0; i < rows_; ++i) {
+                const bool empty = s_.max[i] == T(-INFINITY);
+                w_.row[i] = empty ? T(0) : sums[i] * w_.factor[i] * (squared ? w_.factor[i] : T(1));
+            }
+            return w_.row;
+        };
+        if (p_.collision) store_rows(p_.collision_out, 0, normalised(s_.squares, true));
+        if (p_.distance) store_rows(p_.distance_out, 0, normalised(s_.moved, false));
+        if (p_.sink) store_rows(p_.sink_mass, 0, normalised(s_.sink, false));
+        if (p_.diagonal >= 0) store_rows(p_.diagonal_mass, 0, normalised(s_.diagonal, false));
+        for (int64_t t = 0; t < p_.tags; ++t) store_rows(p_.tag_mass, t, normalised(s_.tags + t * kRows, false));
+        for (int64_t f = 0; f < p_.features; ++f) {
+            store_rows(p_.feature_mass, f, normalised(w_.feature_out + f * kRows, false));
+        }
+    }
+
+    // Statistics kept as raw scores: offsets and the top-k list.
+    void store_chosen() {
+        auto probabilities = [&](const T* scores) {
+            for (int v = 0; v < vectors_; ++v) {
+                const int64_t r = v * L::kWidth;
+                const auto keys_max = L::load(s_.max + r);
+                const auto hidden = L::equal(keys_max, L::all(T(-INFINITY)));
+                const auto shift = L::select(hidden, L::all(0), keys_max);
+                const auto p = exp_nonpositive<T>(bounded_difference<T>(L::load(scores + r), shift));
+                L::store(w_.row + r, p * L::load(w_.factor + r));
+            }
+            return w_.row;
+        };
+        for (size_t o = 0; o < p_.offsets.size(); ++o) {
+            store_rows(p_.offset_mass, int64_t(o), probabilities(s_.offset_score + o * kRows));
+        }
+        for (int64_t t = 0; t < p_.topk; ++t) {
+            store_rows(p_.topk_prob, t, probabilities(s_.top.score + t * kRows));
+            for (int64_t i = 0; i < rows_; ++i) {
+                const int32_t key = counted(i) ? int32_t(s_.top.key[t * kRows + i]) : -1;
+                std::memcpy(p_.topk_index.at(q_.batch, head_, q_.row0 + row0_ + i, t), &key, sizeof key);
+            }
+        }
+    }
+
+    // Column sums of the probabilities: from the exponentials kept, or from scores computed once more; both ways
+    // see the same shifts and so give the same bits.
+    void add_received(bool keep, T* received) {
+        for (int64_t block = seen_.begin / kBlockKeys; block * kBlockKeys < seen_.end; ++block) {
+            const int64_t key0 = std::max(seen_.begin, block * kBlockKeys);
+            const int64_t key1 = std::min(seen_.end, (block + 1) * kBlockKeys);
+            const T* shift = w_.block_shift + block * kRows;
+            const T* exponentials = w_.kept + (key0 - seen_.begin) * kRows;
+            if (!keep) {
+                score_block(key0, key1, w_.scores);
+                std::copy(shift, shift + kRows, s_.shift);
+                exponentiate_as<T, false, false, false>(w_.scores, key0, key1 - key0, vectors_, &s_);
+                exponentials = w_.scores;
+            }
+            for (int v = 0; v < vectors_; ++v) {
+                const int64_t r = v * L::kWidth;
+                const auto keys_max = L::load(s_.max + r);
+                const auto hidden = L::equal(keys_max, L::all(T(-INFINITY)));
+                const auto last_shift = L::select(hidden, L::all(0), keys_max);
+                const auto decay = exp_nonpositive<T>(bounded_difference<T>(L::load(shift + r), last_shift));
+                L::store(w_.row + r, decay * L::load(w_.factor + r));
+            }
+            for (int64_t i = 0; i < vectors_ * L::kWidth; ++i) {
+                if (i >= rows_ || !counted(i)) w_.row[i] = 0;
+            }
+            for (int64_t k = 0; k < key1 - key0; ++k) {
+                auto sum = L::all(0);
+                for (int v = 0; v < vectors_; ++v) {
+                    const auto e = L::load(exponentials + k * kRows + v * L::kWidth);
+                    const auto share = e * L::load(w_.row + v * L::kWidth);
+                    // A row that does not see the key gives exactly 0, also where its normaliser is not finite.
+                    const auto nothing = L::either(L::equal(e, L::all(0)),
+                                                   L::equal(L::load(w_.row + v * L::kWidth), L::all(0)));
+                    sum = sum + L::select(nothing, L::all(0), share);
+                }
+                received[key0 + k] += L::sum(sum);
+            }
+        }
+    }
+};
+
+}  // namespace ATTNCAP_ISA
+}  // namespace attncap

@@ -1,0 +1,195 @@
+// The thin layer over instruction sets. Each translation unit that includes it is compiled for one set,
+// named by ATTNCAP_ISA, and sees two types: Lanes<float> and Lanes<double>.
+//
+//   V, I, M   vector of T, vector of integers of T's width, mask with one flag per lane
+//   kWidth    lanes of a vector
+//   kTileVectors x kTileKeys   vectors of rows times keys whose accumulators fit the registers
+//
+// Arithmetic on V is the compiler's own vector arithmetic; what differs between sets stands below.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+// GCC 12 warns of its own header's deliberately uninitialised operands.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
+namespace attncap {
+namespace ATTNCAP_ISA {
+
+template <class T>
+struct Lanes;
+
+#if defined(ATTNCAP_AVX512)
+
+template <>
+struct Lanes<float> {
+    using T = float;
+    using Int = int32_t;
+    using V = __m512;
+    using I = __m512i;
+    using M = __mmask16;
+    static constexpr int kWidth = 16, kTileVectors = 4, kTileKeys = 6;
+
+    static V load(const T* p) { return _mm512_loadu_ps(p); }
+    static void store(T* p, V v) { _mm512_storeu_ps(p, v); }
+    static V all(T x) { return _mm512_set1_ps(x); }
+    static I load_int(const Int* p) { return _mm512_loadu_si512(p); }
+    static void store_int(Int* p, I v) { _mm512_storeu_si512(p, v); }
+    static I all_int(Int x) { return _mm512_set1_epi32(x); }
+    static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+    static V max(V a, V b) { return _mm512_max_ps(a, b); }
+    static M less(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+    static M equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+    static M less_int(I a, I b) { return _mm512_cmplt_epi32_mask(a, b); }
+    static M equal_int(I a, I b) { return _mm512_cmpeq_epi32_mask(a, b); }
+    static M either(M a, M b) { return static_cast<M>(a | b); }
+    static bool any(M m) { return m != 0; }
+    static V select(M m, V a, V b) { return _mm512_mask_blend_ps(m, b, a); }
+    static I select_int(M m, I a, I b) { return _mm512_mask_blend_epi32(m, b, a); }
+    static I subtract_int(I a, I b) { return _mm512_sub_epi32(a, b); }
+    static V abs(V v) { return _mm512_abs_ps(v); }
+    static V to_float(I v) { return _mm512_cvtepi32_ps(v); }
+    static I bits(V v) { return _mm512_castps_si512(v); }
+    static V from_bits(I v) { return _mm512_castsi512_ps(v); }
+    static T sum(V v) { return _mm512_reduce_add_ps(v); }
+};
+
+template <>
+struct Lanes<double> {
+    using T = double;
+    using Int = int64_t;
+    using V = __m512d;
+    using I = __m512i;
+    using M = __mmask8;
+    static constexpr int kWidth = 8, kTileVectors = 4, kTileKeys = 6;
+
+    static V load(const T* p) { return _mm512_loadu_pd(p); }
+    static void store(T* p, V v) { _mm512_storeu_pd(p, v); }
+    static V all(T x) { return _mm512_set1_pd(x); }
+    static I load_int(const Int* p) { return _mm512_loadu_si512(p); }
+    static void store_int(Int* p, I v) { _mm512_storeu_si512(p, v); }
+    static I all_int(Int x) { return _mm512_set1_epi64(x); }
+    static V fma(V a, V b, V c) { return _mm512_fmadd_pd(a, b, c); }
+    static V max(V a, V b) { return _mm512_max_pd(a, b); }
+    static M less(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
+    static M equal(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
+    static M less_int(I a, I b) { return _mm512_cmplt_epi64_mask(a, b); }
+    static M equal_int(I a, I b) { return _mm512_cmpeq_epi64_mask(a, b); }
+    static M either(M a, M b) { return static_cast<M>(a | b); }
+    static bool any(M m) { return m != 0; }
+    static V select(M m, V a, V b) { return _mm512_mask_blend_pd(m, b, a); }
+    static I select_int(M m, I a, I b) { return _mm512_mask_blend_epi64(m, b, a); }
+    static I subtract_int(I a, I b) { return _mm512_sub_epi64(a, b); }
+    static V abs(V v) { return _mm512_abs_pd(v); }
+    static V to_float(I v) { return _mm512_cvtepi64_pd(v); }
+    static I bits(V v) { return _mm512_castpd_si512(v); }
+    static V from_bits(I v) { return _mm512_castsi512_pd(v); }
+    static T sum(V v) { return _mm512_reduce_add_pd(v); }
+};
+
+#else
+
+// GCC and Clang vector extensions; with AVX2 flags they become ymm code, elsewhere SSE2 or NEON.
+#if defined(ATTNCAP_AVX2)
+constexpr int kVectorBytes = 32;
+constexpr int kKeysPerTile = 6;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kKeysPerTile = 4;
+#endif
+
+template <class Type, class Integer>
+struct GenericLanes {
+    using T = Type;
+    using Int = Integer;
+    typedef T V __attribute__((vector_size(kVectorBytes)));
+    typedef Int I __attribute__((vector_size(kVectorBytes)));
+    using M = I;  // -1 where true, 0 where false
+    static constexpr int kWidth = kVectorBytes / sizeof(T), kTileVectors = 2, kTileKeys = kKeysPerTile;
+
+    static V load(const T* p) {
+        V v;
+        std::memcpy(&v, p, sizeof v);
+        return v;
+    }
+    static void store(T* p, V v) { std::memcpy(p, &v, sizeof v); }
+    static V all(T x) { return x - V{}; }
+    static I load_int(const Int* p) {
+        I v;
+        std::memcpy(&v, p, sizeof v);
+        return v;
+    }
+    static void store_int(Int* p, I v) { std::memcpy(p, &v, sizeof v); }
+    static I all_int(Int x) { return x - I{}; }
+    static M less(V a, V b) { return a < b; }
+    static M equal(V a, V b) { return a == b; }
+    static M less_int(I a, I b) { return a < b; }
+    static M equal_int(I a, I b) { return a == b; }
+    static M either(M a, M b) { return a | b; }
+    static V select(M m, V a, V b) { return from_bits((m & bits(a)) | (~m & bits(b))); }
+    static I select_int(M m, I a, I b) { return (m & a) | (~m & b); }
+    static I subtract_int(I a, I b) { return a - b; }
+    static V to_float(I v) { return __builtin_convertvector(v, V); }
+    static I bits(V v) {
+        I i;
+        std::memcpy(&i, &v, sizeof i);
+        return i;
+    }
+    static V from_bits(I i) {
+        V v;
+        std::memcpy(&v, &i, sizeof v);
+        return v;
+    }
+    static T sum(V v) {
+        T total = 0;
+        for (int lane = 0; lane < kWidth; ++lane) total += v[lane];
+        return total;
+    }
+};
+
+template <>
+struct Lanes<float> : GenericLanes<float, int32_t> {
+#if defined(ATTNCAP_AVX2)
+    static V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+    static V max(V a, V b) { return _mm256_max_ps(a, b); }
+    static bool any(M m) { return !_mm256_testz_si256((__m256i)m, (__m256i)m); }
+    static V select(M m, V a, V b) { return _mm256_blendv_ps(b, a, (__m256)m); }
+#else
+    static V fma(V a, V b, V c) { return a * b + c; }
+    static V max(V a, V b) { return select(b < a, a, b); }
+    static bool any(M m) {
+        int64_t words[2];
+        std::memcpy(words, &m, sizeof words);
+        return (words[0] | words[1]) != 0;
+    }
+#endif
+    static V abs(V v) { return from_bits(bits(v) & 0x7fffffff); }
+};
+
+template <>
+struct Lanes<double> : GenericLanes<double, int64_t> {
+#if defined(ATTNCAP_AVX2)
+    static V fma(V a, V b, V c) { return _mm256_fmadd_pd(a, b, c); }
+    static V max(V a, V b) { return _mm256_max_pd(a, b); }
+    static bool any(M m) { return !_mm256_testz_si256((__m256i)m, (__m256i)m); }
+    static V select(M m, V a, V b) { return _mm256_blendv_pd(b, a, (__m256d)m); }
+#else
+    static V fma(V a, V b, V c) { return a * b + c; }
+    static V max(V a, V b) { return select(b < a, a, b); }
+    static bool any(M m) { return (m[0] | m[1]) != 0; }
+#endif
+    static V abs(V v) { return from_bits(bits(v) & 0x7fffffffffffffff); }
+};
+
+#endif
+
+}  // namespace ATTNCAP_ISA
+}  // namespace attncap

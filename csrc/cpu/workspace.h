@@ -1,0 +1,95 @@
+// The memory of one thread, taken once per call: it grows with the head dims and the statistics asked for, and with
+// the number of keys only where a task's exponentials are kept for received_mass (the caller bounds those).
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "cpu/softmax.h"
+
+namespace attncap {
+namespace ATTNCAP_ISA {
+
+constexpr int64_t kBlockKeys = 384;  // keys between two rescalings: their scores (96 KiB) stay in the second-level cache
+constexpr int64_t kConvertKeys = 48;  // keys converted at a time, used at once from the first-level cache
+
+inline int64_t block_count(int64_t keys) { return (keys + kBlockKeys - 1) / kBlockKeys; }
+
+template <class T>
+struct Workspace {
+    using Int = typename Lanes<T>::Int;
+    T *query, *keys, *values, *features, *scores, *out, *feature_out, *block_max, *block_shift, *kept;
+    T *factor, *row;
+    int32_t* key_tags;
+    RowState<T> state;
+
+    // `kept_keys` > 0 keeps the exponentials of that many keys.
+    Workspace(const Problem& problem, int64_t most_keys, int64_t kept_keys) {
+        const int64_t tags = problem.tags, offsets = int64_t(problem.offsets.size());
+        layout(problem, tags, offsets, most_keys, kept_keys);
+        const int64_t bytes = used_;
+        memory_.reset(static_cast<char*>(std::aligned_alloc(64, size_t(bytes))));
+        if (!memory_) throw std::bad_alloc();
+        used_ = 0;
+        layout(problem, tags, offsets, most_keys, kept_keys);
+        state.top.k = problem.topk;
+    }
+
+    void clear_state(const Problem& problem) {
+        for (T* sum : {state.mass, state.weighted, state.squares, state.moved, state.sink, state.diagonal}) fill(sum, 1, 0);
+        fill(state.max, 1, T(-INFINITY));
+        fill(state.tags, problem.tags, 0);
+        fill(state.offset_score, int64_t(problem.offsets.size()), T(-INFINITY));
+        fill(out, problem.value_dim, 0);
+        fill(feature_out, problem.features, 0);
+        state.top.clear();
+    }
+
+   private:
+    struct Free {
+        void operator()(char* p) const { std::free(p); }
+    };
+    std::unique_ptr<char, Free> memory_;
+    int64_t used_ = 0;
+
+    static void fill(T* array, int64_t count, T value) { std::fill(array, array + count * kRows, value); }
+
+    template <class Item>
+    void take(Item** array, int64_t count) {
+        if (memory_) *array = reinterpret_cast<Item*>(memory_.get() + used_);
+        used_ += (count * int64_t(sizeof(Item)) + 63) / 64 * 64;
+    }
+
+    void layout(const Problem& problem, int64_t tags, int64_t offsets, int64_t most_keys, int64_t kept_keys) {
+        take(&query, problem.key_dim * kRows);
+        take(&keys, problem.key_dim * kConvertKeys);
+        take(&values, problem.value_dim * kBlockKeys);
+        take(&features, problem.features * kBlockKeys);
+        take(&scores, kBlockKeys * kRows);
+        take(&out, problem.value_dim * kRows);
+        take(&feature_out, problem.features * kRows);
+        take(&block_max, kRows);
+        take(&block_shift, problem.received ? block_count(most_keys) * kRows : 0);
+        take(&kept, kept_keys * kRows);
+        take(&factor, kRows);
+        take(&row, kRows);
+        take(&key_tags, kBlockKeys);
+        for (T** sum : {&state.max, &state.mass, &state.weighted, &state.squares, &state.moved, &state.sink,
+                        &state.diagonal, &state.decay, &state.shift}) {
+            take(sum, kRows);
+        }
+        take(&state.tags, tags * kRows);
+        take(&state.offset_score, offsets * kRows);
+        take(&state.position, kRows);
+        take(&state.query_tags, tags * kRows);
+        take(&state.top.score, problem.topk * kRows);
+        take(&state.top.key, problem.topk * kRows);
+        take(&scratch_, 64);
+    }
+
+    T* scratch_;  // keeps the size above zero
+};
+
+}  // namespace ATTNCAP_ISA
+}  // namespace attncap
