@@ -26,9 +26,7 @@ def attention(
     seen_BHQK = _seen(scores_BHQK, position_Q, key_K, options, extras)
     scores_BHQK = scores_BHQK.masked_fill(~seen_BHQK, -torch.inf)
 
-    lse_BHQ, null_mass_BHQ = _normaliser(scores_BHQK, seen_BHQK, extras.sink_logits)
-    log_prob_BHQK = torch.where(seen_BHQK, scores_BHQK - lse_BHQ[..., None], 0.0)
-    log_prob_BHQK = log_prob_BHQK.clamp_min(torch.finfo(log_prob_BHQK.dtype).min)  # 0 * -inf below would be NaN
+    lse_BHQ, log_prob_BHQK, null_mass_BHQ = _softmax(scores_BHQK, seen_BHQK, extras.sink_logits)
     prob_BHQK = torch.where(seen_BHQK, log_prob_BHQK.exp(), 0.0)
 
     value_BHKE = _repeat_heads(value, query.shape[1]).to(prob_BHQK.dtype)
@@ -151,16 +149,31 @@ def _seen(scores_BHQK: Tensor, position_Q: Tensor, key_K: Tensor, options: Optio
     return seen_BHQK
 
 
-def _normaliser(scores_BHQK: Tensor, seen_BHQK: Tensor, sink_logits: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """(lse, null_mass); a row that sees no key has lse -inf and null_mass 0, with sink_logits too."""
-    if sink_logits is None:
-        return torch.logsumexp(scores_BHQK, dim=-1), None
-    sink_BHQ1 = sink_logits.to(scores_BHQK.dtype)[None, :, None, None].expand(*scores_BHQK.shape[:3], 1)
-    lse_BHQ = torch.logsumexp(torch.cat([scores_BHQK, sink_BHQ1], dim=-1), dim=-1)
+def _softmax(
+    scores_BHQK: Tensor, seen_BHQK: Tensor, sink_logits: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(lse, log of the probabilities, null_mass).
+
+    Everything is taken relative to the row's largest score, which keeps the digits of large scores. A row that sees
+    no key has lse -inf and null_mass 0, with sink_logits too.
+    """
     sees_BHQ = seen_BHQK.any(-1)
-    lse_BHQ = lse_BHQ.masked_fill(~sees_BHQ, -torch.inf)
-    null_mass_BHQ = torch.where(sees_BHQ, (sink_BHQ1[..., 0] - lse_BHQ).exp(), 0.0)
-    return lse_BHQ, null_mass_BHQ
+    peak_BHQ = _max_over_keys(scores_BHQK)
+    if sink_logits is not None:
+        sink_BHQ = sink_logits.to(scores_BHQK.dtype)[None, :, None].expand_as(peak_BHQ)
+        peak_BHQ = torch.maximum(peak_BHQ, sink_BHQ)
+    peak_BHQ = torch.where(sees_BHQ, peak_BHQ, 0.0)
+    relative_BHQK = torch.where(seen_BHQK, scores_BHQK - peak_BHQ[..., None], 0.0)
+    mass_BHQ = torch.where(seen_BHQK, relative_BHQK.exp(), 0.0).sum(-1)
+    if sink_logits is not None:
+        mass_BHQ = mass_BHQ + (sink_BHQ - peak_BHQ).exp()
+    log_mass_BHQ = mass_BHQ.log()
+    log_prob_BHQK = torch.where(seen_BHQK, relative_BHQK - log_mass_BHQ[..., None], 0.0)
+    lse_BHQ = torch.where(sees_BHQ, peak_BHQ + log_mass_BHQ, -torch.inf)
+    if sink_logits is None:
+        return lse_BHQ, log_prob_BHQK, None
+    null_mass_BHQ = torch.where(sees_BHQ, (sink_BHQ - peak_BHQ).exp() / mass_BHQ, 0.0)
+    return lse_BHQ, log_prob_BHQK, null_mass_BHQ
 
 
 def _max_over_keys(scores_BHQK: Tensor) -> Tensor:

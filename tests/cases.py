@@ -1,0 +1,111 @@
+"""Random attention calls: odd sizes, every option, awkward strides, empty rows."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attncap import StatSpec
+
+
+@dataclass
+class Case:
+    """One call: `attention(query, key, value, spec, **kwargs)`."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    spec: StatSpec
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def as_dtype(self, dtype: torch.dtype) -> Case:
+        """The same numbers with inputs in another dtype; masks and features keep theirs."""
+        cast = (tensor.to(dtype) for tensor in (self.query, self.key, self.value))
+        return Case(*cast, self.spec, self.kwargs)
+
+
+def strided(tensor: Tensor, rng: random.Random) -> Tensor:
+    """The same values behind strides that are not contiguous."""
+    kind = rng.choice(["plain", "heads last", "every other", "reversed dims"])
+    if kind == "heads last":
+        return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+    if kind == "every other":
+        wide = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1]), torch.nan, dtype=tensor.dtype)
+        wide[..., ::2] = tensor
+        return wide[..., ::2]
+    if kind == "reversed dims":
+        return tensor.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    return tensor
+
+
+def random_spec(rng: random.Random) -> StatSpec:
+    flip = lambda: rng.random() < 0.5  # noqa: E731
+    return StatSpec(
+        entropy=flip(),
+        max=flip(),
+        sink=rng.choice([0, 1, 4, 1000]),
+        diagonal=rng.choice([None, 0, 1, 7, 1000]),
+        topk=rng.choice([0, 1, 3, 8, 64]),
+        offsets=tuple(rng.randint(-5, 5) for _ in range(rng.choice([0, 1, 3]))),
+        distance=flip(),
+        collision=flip(),
+        received=flip(),
+    )
+
+
+def random_mask(rng: random.Random, shape: tuple[int, int, int, int]) -> Tensor | None:
+    """A bool or floating mask in one of the broadcast forms, some rows of it hiding everything."""
+    kind = rng.choice([None, "bool", "float", "float with -inf"])
+    if kind is None:
+        return None
+    sizes = [size if rng.random() < 0.6 else 1 for size in shape]
+    sizes = sizes[rng.choice([0, 0, 0, 1, 2, 3]) :]
+    allowed = torch.rand(sizes) < rng.choice([0.1, 0.7, 0.95])
+    if kind == "bool":
+        return allowed
+    bias = torch.randn(sizes, dtype=rng.choice([torch.float32, torch.float64, torch.bfloat16, torch.float16]))
+    return bias.masked_fill(~allowed, -torch.inf) if kind == "float with -inf" else bias
+
+
+def random_case(seed: int, *, dtype: torch.dtype = torch.float32, longest: int = 150) -> Case:
+    """The same seed gives the same call."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    batch, groups = rng.choice([1, 2, 3]), rng.choice([1, 2, 3])
+    heads = groups * rng.choice([1, 2, 4])
+    rows = rng.choice([0, 1, 2, 17, 63, 64, 65, rng.randint(1, longest)])
+    keys = rows if rng.random() < 0.4 else rng.choice([0, 1, 5, 64, rng.randint(1, longest), 4 * longest])
+    dim, value_dim = rng.choice([1, 3, 8, 16, 33, 64]), rng.choice([1, 5, 8, 16, 32, 70])
+    magnitude = rng.choice([0.3, 1.0, 4.0])
+    query = strided(magnitude * torch.randn(batch, heads, rows, dim).to(dtype), rng)
+    key = strided(torch.randn(batch, groups, keys, dim).to(dtype), rng)
+    value = strided(torch.randn(batch, groups, keys, value_dim).to(dtype), rng)
+    kwargs: dict[str, Any] = {
+        "attn_mask": random_mask(rng, (batch, heads, rows, keys)),
+        "causal": rng.random() < 0.4,
+        "scale": rng.choice([None, None, 0.5, 0.0, -0.7]),
+        "window": rng.choice([None, None, (3, 0), (10, 4), (-1, 2), (5, -1), (0, 0)]),
+        "softcap": rng.choice([None, None, 1.5, 30.0]),
+        "query_offset": rng.choice([None, None, 0, 5, -7, 400]),
+    }
+    if rng.random() < 0.3:
+        sinks = torch.randn(heads)
+        sinks[rng.randrange(heads)] = -torch.inf
+        kwargs["sink_logits"] = sinks
+    if rng.random() < 0.3:
+        kwargs["query_mask"] = torch.rand(batch, rows) < 0.7
+    if rng.random() < 0.4:
+        kinds = rng.choice([1, 2, 3])
+        far = rng.choice([0, 2**40])  # tags wider than 32 bits too
+        query_tags, key_tags = torch.randint(0, 4, (kinds, batch, rows)), torch.randint(-2, 4, (kinds, batch, keys))
+        kwargs |= {
+            "query_tags": torch.where(query_tags > 0, query_tags + far, query_tags),
+            "key_tags": torch.where(key_tags > 0, key_tags + far, key_tags),
+        }
+    if rng.random() < 0.3:
+        kwargs["key_features"] = torch.randn(batch, keys, rng.choice([1, 3, 9]))
+    return Case(query, key, value, random_spec(rng), kwargs)

@@ -1,0 +1,92 @@
+"""The operators under torch's own checks: schema, fake kernel, torch.compile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attncap import HeadStats, StatSpec, attention, attention_varlen, ops, validation
+from tests.cases import random_case
+
+
+def record_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, ...]]:
+    """The operator's arguments, as the public functions pass them."""
+    calls: list[tuple[Any, ...]] = []
+    operator = getattr(torch.ops.attncap, name)
+
+    def recorder(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return operator(*arguments)
+
+    monkeypatch.setattr(torch.ops.attncap, name, recorder, raising=False)
+    return calls
+
+
+@pytest.mark.parametrize("seed", [3, 8, 11, 14, 20, 21])
+def test_opcheck_passes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = random_case(seed, longest=40)
+    with monkeypatch.context() as patch:
+        calls = record_calls(patch, "attention")
+        attention(case.query, case.key, case.value, case.spec, impl="cpu", **case.kwargs)
+    torch.library.opcheck(torch.ops.attncap.attention.default, calls[0])
+
+
+def test_opcheck_passes_on_packed_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key = torch.randn(9, 4, 8), torch.randn(12, 2, 8)
+    with monkeypatch.context() as patch:
+        calls = record_calls(patch, "attention_varlen")
+        attention_varlen(query, key, key, [0, 4, 9], [0, 5, 12], StatSpec.all(), impl="cpu")  # type: ignore[arg-type]
+    torch.library.opcheck(torch.ops.attncap.attention_varlen.default, calls[0])
+
+
+def test_the_fake_kernel_gives_the_real_shapes() -> None:
+    query, key = torch.randn(2, 4, 9, 8, dtype=torch.bfloat16), torch.randn(2, 2, 11, 8, dtype=torch.bfloat16)
+    options = validation.check_options(
+        causal=True, scale=None, window=None, softcap=None, query_offset=None, head_dim=8
+    )
+    real_out, real = ops.attention(query, key, key, StatSpec.all(), options, validation.Extras())
+    out, fake = ops.attention(query.to("meta"), key.to("meta"), key.to("meta"), StatSpec.all(), options, validation.Extras())
+    assert (out.shape, out.dtype) == (real_out.shape, real_out.dtype)
+    for (name, got), (_, want) in zip(fake.items(), real.items(), strict=True):
+        assert (got.shape, got.dtype) == (want.shape, want.dtype), name
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_torch_compile_keeps_out_and_statistics(dynamic: bool) -> None:
+    def step(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, HeadStats, Tensor]:
+        out, stats = attention(query * 2, key, value, StatSpec.all(), causal=True)
+        assert stats.entropy is not None
+        return out + 1, stats, stats.entropy.mean()
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for rows in (20, 33):
+        tensors = torch.randn(3, 1, 2, rows, 8)
+        out, stats, entropy = compiled(*tensors)
+        plain_out, plain, plain_entropy = step(*tensors)
+        torch.testing.assert_close(out, plain_out)
+        torch.testing.assert_close(entropy, plain_entropy)
+        for (name, got), (_, want) in zip(stats.items(), plain.items(), strict=True):
+            torch.testing.assert_close(got, want, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# Inductor itself imports parts of torch.jit that warn of their age.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_inductor_compiles_it() -> None:
+    def step(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        out, stats = attention(query.sin(), key, value)
+        assert stats.topk_prob is not None
+        return out.relu(), stats.topk_prob.sum(-1)
+
+    tensors = torch.randn(3, 1, 2, 20, 8)
+    for got, want in zip(torch.compile(step, fullgraph=True)(*tensors), step(*tensors), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_inputs_that_require_grad_are_served_under_no_grad() -> None:
+    query = torch.randn(1, 1, 3, 4, requires_grad=True)
+    with torch.no_grad():
+        out, _ = attention(query, query, query)
+    assert not out.requires_grad
