@@ -22,6 +22,7 @@ class RowBlock {
     void run(bool keep, T* received) {
         w_.clear_state(p_);
         load_queries();
+        load_row_facts();
         seen_.set(p_, q_, row0_, rows_);
         for (int64_t block = seen_.begin / kBlockKeys; block * kBlockKeys < seen_.end; ++block) {
             const int64_t key0 = std::max(seen_.begin, block * kBlockKeys);
@@ -49,28 +50,46 @@ class RowBlock {
     RowState<T>& s_;
     SeenRange<T> seen_;
 
-    // Queries transposed to [dim][row] and scaled; rows past the last are 0.
+    static constexpr DType kOwn = sizeof(T) == 8 ? DType::float64 : DType::float32;
+
+    int64_t row_at(int64_t i) const { return q_.row0 + row0_ + i; }
+
+    // Queries transposed to [dim][row] and scaled; rows past the last repeat it.
     void load_queries() {
-        T* row = w_.keys;  // not in use yet
-        for (int64_t i = 0; i < vectors_ * L::kWidth; ++i) {
-            s_.position[i] = Int(row0_ + i + q_.offset);
-            if (i < rows_) {
-                load_strided(row, p_.query.at(q_.batch, head_, q_.row0 + row0_ + i), p_.query.dtype,
-                             p_.query.stride[3], p_.key_dim);
+        const int64_t stride = (p_.key_dim + L::kWidth - 1) / L::kWidth * L::kWidth;
+        for (int v = 0; v < vectors_; ++v) {
+            const int64_t first = v * L::kWidth;
+            const bool in_place = p_.query.dtype == kOwn && p_.query.stride[3] == 1 && stride == p_.key_dim &&
+                                  first + L::kWidth <= rows_;
+            const char* rows = p_.query.at(q_.batch, head_, row_at(first));
+            if (in_place) {
+                transpose_in(reinterpret_cast<const T*>(rows), p_.query.stride[2], p_.key_dim, T(p_.scale),
+                             w_.query + first);
+                continue;
             }
-            for (int64_t d = 0; d < p_.key_dim; ++d) w_.query[d * kRows + i] = i < rows_ ? row[d] * T(p_.scale) : T(0);
+            for (int64_t i = 0; i < L::kWidth; ++i) {
+                load_strided(w_.staging + i * stride, p_.query.at(q_.batch, head_, row_at(std::min(first + i, rows_ - 1))),
+                             p_.query.dtype, p_.query.stride[3], p_.key_dim);
+            }
+            transpose_in(w_.staging, stride, p_.key_dim, T(p_.scale), w_.query + first);
+        }
+    }
+
+    void load_row_facts() {
+        for (int64_t i = 0; i < vectors_ * L::kWidth; ++i) {
+            const int64_t row = row_at(std::min(i, rows_ - 1));
+            s_.position[i] = Int(row0_ + i + q_.offset);
+            w_.counted[i] = i < rows_ && (!p_.query_mask.given() || *p_.query_mask.at(q_.batch, row) != 0);
             for (int64_t t = 0; t < p_.tags; ++t) {
-                const char* tag = p_.query_tags.at(t, q_.batch, q_.row0 + row0_ + std::min(i, rows_ - 1));
-                s_.query_tags[t * kRows + i] = read<int32_t>(tag);
+                s_.query_tags[t * kRows + i] = read<int32_t>(p_.query_tags.at(t, q_.batch, row));
             }
         }
     }
 
     // `count` rows of a key-like tensor as T with unit stride: where they lie, or converted into `copy`.
     const T* rows_of(const Array& array, int64_t key0, int64_t count, int64_t dim, T* copy, int64_t* stride) const {
-        const DType own = sizeof(T) == 8 ? DType::float64 : DType::float32;
         const char* first = array.at(q_.batch, key_head_, q_.key0 + key0);
-        if (array.dtype == own && (array.stride[3] == 1 || dim == 1)) {
+        if (array.dtype == kOwn && (array.stride[3] == 1 || dim == 1)) {
             *stride = array.stride[2];
             return reinterpret_cast<const T*>(first);
         }
@@ -105,7 +124,7 @@ class RowBlock {
             }
         }
         if (p_.attn_mask.given()) {
-            add_mask(p_.attn_mask, q_.batch, head_, q_.row0 + row0_, rows_, key0, key1, vectors_, scores);
+            add_mask(p_.attn_mask, q_.batch, head_, row_at(0), rows_, key0, key1, vectors_, scores);
         }
         hide_unseen(seen_, key0, key1, vectors_, scores);
     }
@@ -134,17 +153,11 @@ class RowBlock {
                           w_.feature_out);
     }
 
-    bool counted(int64_t i) const {
-        return !p_.query_mask.given() || *p_.query_mask.at(q_.batch, q_.row0 + row0_ + i) != 0;
-    }
-
     // [rows] of the workspace to column n of a per-row statistic; rows that do not count get `otherwise`.
-    void store_rows(const Array& array, int64_t n, const T* values, T otherwise = 0) const {
+    void store_rows(const Array& array, int64_t n, T* values, T otherwise = 0) const {
         if (!array.given()) return;
-        for (int64_t i = 0; i < rows_; ++i) {
-            const T value = counted(i) ? values[i] : otherwise;
-            store_strided(array.at(q_.batch, head_, q_.row0 + row0_ + i, n), array.dtype, 0, &value, 1, 1);
-        }
+        for (int64_t i = 0; i < rows_; ++i) values[i] = w_.counted[i] ? values[i] : otherwise;
+        store_strided(array.at(q_.batch, head_, row_at(0), n), array.dtype, array.stride[2], values, 1, rows_);
     }
 
     // The null outcome joins the sums, then everything is normalised, turned into statistics and stored.
@@ -174,7 +187,8 @@ class RowBlock {
         }
         store_outputs();
         store_rows(p_.lse, 0, lse, T(-INFINITY));
-        store_rows(p_.max_logit, 0, s_.max, T(-INFINITY));
+        std::copy(s_.max, s_.max + kRows, w_.row);  // the maxima are needed on
+        if (p_.max) store_rows(p_.max_logit, 0, w_.row, T(-INFINITY));
         store_rows(p_.entropy_out, 0, entropy);
         if (has_null) store_rows(p_.null_mass, 0, null_mass);
         store_masses();
@@ -182,14 +196,24 @@ class RowBlock {
     }
 
     void store_outputs() {
-        for (int64_t i = 0; i < rows_; ++i) {
+        const int64_t stride = (p_.value_dim + L::kWidth - 1) / L::kWidth * L::kWidth;
+        for (int v = 0; v < vectors_; ++v) {
+            const int64_t first = v * L::kWidth, count = std::min<int64_t>(L::kWidth, rows_ - first);
             // An empty row is 0 even beside non-finite values, which its factor of 0 would turn into NaN.
-            const T factor = w_.factor[i];
-            for (int64_t d = 0; d < p_.value_dim; ++d) {
-                w_.values[d] = factor == 0 && s_.max[i] == T(-INFINITY) ? T(0) : w_.out[d * kRows + i] * factor;
+            const auto empty = L::equal(L::load(s_.max + first), L::all(T(-INFINITY)));
+            const auto factor = L::load(w_.factor + first);
+            const bool in_place = p_.out.dtype == kOwn && p_.out.stride[3] == 1 && stride == p_.value_dim &&
+                                  count == L::kWidth;
+            if (in_place) {
+                T* rows = reinterpret_cast<T*>(p_.out.at(q_.batch, head_, row_at(first)));
+                transpose_out(w_.out + first, p_.value_dim, factor, empty, rows, p_.out.stride[2]);
+                continue;
             }
-            store_strided(p_.out.at(q_.batch, head_, q_.row0 + row0_ + i), p_.out.dtype, p_.out.stride[3], w_.values, 1,
-                          p_.value_dim);
+            transpose_out(w_.out + first, p_.value_dim, factor, empty, w_.staging, stride);
+            for (int64_t i = 0; i < count; ++i) {
+                store_strided(p_.out.at(q_.batch, head_, row_at(first + i)), p_.out.dtype, p_.out.stride[3],
+                              w_.staging + i * stride, 1, p_.value_dim);
+            }
         }
     }
 
@@ -230,8 +254,8 @@ class RowBlock {
         for (int64_t t = 0; t < p_.topk; ++t) {
             store_rows(p_.topk_prob, t, probabilities(s_.top.score + t * kRows));
             for (int64_t i = 0; i < rows_; ++i) {
-                const int32_t key = counted(i) ? int32_t(s_.top.key[t * kRows + i]) : -1;
-                std::memcpy(p_.topk_index.at(q_.batch, head_, q_.row0 + row0_ + i, t), &key, sizeof key);
+                const int32_t key = w_.counted[i] ? int32_t(s_.top.key[t * kRows + i]) : -1;
+                std::memcpy(p_.topk_index.at(q_.batch, head_, row_at(i), t), &key, sizeof key);
             }
         }
     }
@@ -259,7 +283,7 @@ class RowBlock {
                 L::store(w_.row + r, decay * L::load(w_.factor + r));
             }
             for (int64_t i = 0; i < vectors_ * L::kWidth; ++i) {
-                if (i >= rows_ || !counted(i)) w_.row[i] = 0;
+                if (!w_.counted[i]) w_.row[i] = 0;
             }
             for (int64_t k = 0; k < key1 - key0; ++k) {
                 auto sum = L::all(0);

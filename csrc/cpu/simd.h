@@ -4,6 +4,9 @@
 //   V, I, M   vector of T, vector of integers of T's width, mask with one flag per lane
 //   kWidth    lanes of a vector
 //   kTileVectors x kTileKeys   vectors of rows times keys whose accumulators fit the registers
+//   max, min  give the second operand where either is NaN
+//   transpose    kWidth vectors as the rows of a square
+//   list_lanes   writes first + lane for every set lane (room for kWidth entries), gives how many
 //
 // Arithmetic on V is the compiler's own vector arithmetic; what differs between sets stands below.
 #pragma once
@@ -46,7 +49,9 @@ struct Lanes<float> {
     static I all_int(Int x) { return _mm512_set1_epi32(x); }
     static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
     static V max(V a, V b) { return _mm512_max_ps(a, b); }
+    static V min(V a, V b) { return _mm512_min_ps(a, b); }
     static M less(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+    static M less_equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
     static M equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
     static M less_int(I a, I b) { return _mm512_cmplt_epi32_mask(a, b); }
     static M equal_int(I a, I b) { return _mm512_cmpeq_epi32_mask(a, b); }
@@ -60,6 +65,35 @@ struct Lanes<float> {
     static I bits(V v) { return _mm512_castps_si512(v); }
     static V from_bits(I v) { return _mm512_castsi512_ps(v); }
     static T sum(V v) { return _mm512_reduce_add_ps(v); }
+    static void transpose(V (&a)[16]) {
+        V b[16];
+        for (int i = 0; i < 16; i += 2) {
+            b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+            b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+        }
+        for (int i = 0; i < 16; i += 4) {
+            for (int j = 0; j < 2; ++j) {
+                const __m512d low = _mm512_castps_pd(b[i + j]), high = _mm512_castps_pd(b[i + j + 2]);
+                a[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+                a[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+            }
+        }
+        for (int i = 0; i < 16; i += 8) {  // 4x4 blocks are in place; their quarters move next
+            for (int j = 0; j < 4; ++j) {
+                b[i + j] = _mm512_shuffle_f32x4(a[i + j], a[i + j + 4], 0x88);
+                b[i + j + 4] = _mm512_shuffle_f32x4(a[i + j], a[i + j + 4], 0xdd);
+            }
+        }
+        for (int j = 0; j < 8; ++j) {
+            a[j] = _mm512_shuffle_f32x4(b[j], b[j + 8], 0x88);
+            a[j + 8] = _mm512_shuffle_f32x4(b[j], b[j + 8], 0xdd);
+        }
+    }
+    static int list_lanes(M m, Int first, Int* out) {
+        const I lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        store_int(out, _mm512_maskz_compress_epi32(m, _mm512_add_epi32(lanes, all_int(first))));
+        return __builtin_popcount(m);
+    }
 };
 
 template <>
@@ -79,7 +113,9 @@ struct Lanes<double> {
     static I all_int(Int x) { return _mm512_set1_epi64(x); }
     static V fma(V a, V b, V c) { return _mm512_fmadd_pd(a, b, c); }
     static V max(V a, V b) { return _mm512_max_pd(a, b); }
+    static V min(V a, V b) { return _mm512_min_pd(a, b); }
     static M less(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
+    static M less_equal(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_LE_OQ); }
     static M equal(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
     static M less_int(I a, I b) { return _mm512_cmplt_epi64_mask(a, b); }
     static M equal_int(I a, I b) { return _mm512_cmpeq_epi64_mask(a, b); }
@@ -93,6 +129,18 @@ struct Lanes<double> {
     static I bits(V v) { return _mm512_castpd_si512(v); }
     static V from_bits(I v) { return _mm512_castsi512_pd(v); }
     static T sum(V v) { return _mm512_reduce_add_pd(v); }
+    static void transpose(V (&a)[kWidth]) {
+        T rows[kWidth][kWidth];
+        for (int i = 0; i < kWidth; ++i) store(rows[i], a[i]);
+        for (int i = 0; i < kWidth; ++i) {
+            for (int j = 0; j < kWidth; ++j) a[i][j] = rows[j][i];
+        }
+    }
+    static int list_lanes(M m, Int first, Int* out) {
+        const I lanes = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+        store_int(out, _mm512_maskz_compress_epi64(m, _mm512_add_epi64(lanes, all_int(first))));
+        return __builtin_popcount(m);
+    }
 };
 
 #else
@@ -130,6 +178,7 @@ struct GenericLanes {
     static void store_int(Int* p, I v) { std::memcpy(p, &v, sizeof v); }
     static I all_int(Int x) { return x - I{}; }
     static M less(V a, V b) { return a < b; }
+    static M less_equal(V a, V b) { return a <= b; }
     static M equal(V a, V b) { return a == b; }
     static M less_int(I a, I b) { return a < b; }
     static M equal_int(I a, I b) { return a == b; }
@@ -153,6 +202,21 @@ struct GenericLanes {
         for (int lane = 0; lane < kWidth; ++lane) total += v[lane];
         return total;
     }
+    static void transpose(V (&a)[kWidth]) {
+        T rows[kWidth][kWidth];
+        for (int i = 0; i < kWidth; ++i) store(rows[i], a[i]);
+        for (int i = 0; i < kWidth; ++i) {
+            for (int j = 0; j < kWidth; ++j) a[i][j] = rows[j][i];
+        }
+    }
+    static int list_lanes(M m, Int first, Int* out) {
+        int count = 0;
+        for (int lane = 0; lane < kWidth; ++lane) {
+            out[count] = first + lane;
+            count += int(m[lane] & 1);
+        }
+        return count;
+    }
 };
 
 template <>
@@ -160,11 +224,13 @@ struct Lanes<float> : GenericLanes<float, int32_t> {
 #if defined(ATTNCAP_AVX2)
     static V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
     static V max(V a, V b) { return _mm256_max_ps(a, b); }
+    static V min(V a, V b) { return _mm256_min_ps(a, b); }
     static bool any(M m) { return !_mm256_testz_si256((__m256i)m, (__m256i)m); }
     static V select(M m, V a, V b) { return _mm256_blendv_ps(b, a, (__m256)m); }
 #else
     static V fma(V a, V b, V c) { return a * b + c; }
     static V max(V a, V b) { return select(b < a, a, b); }
+    static V min(V a, V b) { return select(a < b, a, b); }
     static bool any(M m) {
         int64_t words[2];
         std::memcpy(words, &m, sizeof words);
@@ -179,11 +245,13 @@ struct Lanes<double> : GenericLanes<double, int64_t> {
 #if defined(ATTNCAP_AVX2)
     static V fma(V a, V b, V c) { return _mm256_fmadd_pd(a, b, c); }
     static V max(V a, V b) { return _mm256_max_pd(a, b); }
+    static V min(V a, V b) { return _mm256_min_pd(a, b); }
     static bool any(M m) { return !_mm256_testz_si256((__m256i)m, (__m256i)m); }
     static V select(M m, V a, V b) { return _mm256_blendv_pd(b, a, (__m256d)m); }
 #else
     static V fma(V a, V b, V c) { return a * b + c; }
     static V max(V a, V b) { return select(b < a, a, b); }
+    static V min(V a, V b) { return select(a < b, a, b); }
     static bool any(M m) { return (m[0] | m[1]) != 0; }
 #endif
     static V abs(V v) { return from_bits(bits(v) & 0x7fffffffffffffff); }

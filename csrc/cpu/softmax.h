@@ -31,26 +31,16 @@ inline typename Lanes<T>::V bounded_difference(typename Lanes<T>::V a, typename 
     return L::max(L::all(T(2) * Constants<T>::kExpMin), a - b);
 }
 
-// The block's largest score of every row, and its candidates for the top-k list.
+// The block's largest score of every row; on the way the top-k lists take the block in.
 template <class T>
 void scan_scores(const T* scores, int64_t key0, int64_t count, int vectors, RowState<T>* state, T* block_max) {
     using L = Lanes<T>;
     for (int v = 0; v < vectors; ++v) {
         auto largest = L::all(T(-INFINITY));
-        const T* column = scores + v * L::kWidth;
-        if (state->top.k == 0) {
-            for (int64_t k = 0; k < count; ++k) largest = L::max(largest, L::load(column + k * kRows));
+        if (state->top.k > 0) {
+            largest = state->top.take_block(scores, key0, count, v);
         } else {
-            auto threshold = state->top.threshold(v);
-            for (int64_t k = 0; k < count; ++k) {
-                const auto score = L::load(column + k * kRows);
-                largest = L::max(largest, score);
-                const auto enters = L::less(threshold, score);
-                if (__builtin_expect(L::any(enters), 0)) {
-                    state->top.insert(v, enters, score, typename L::Int(key0 + k));
-                    threshold = state->top.threshold(v);
-                }
-            }
+            for (int64_t k = 0; k < count; ++k) largest = L::max(largest, L::load(scores + k * kRows + v * L::kWidth));
         }
         L::store(block_max + v * L::kWidth, largest);
     }

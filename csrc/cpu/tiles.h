@@ -14,6 +14,34 @@ namespace ATTNCAP_ISA {
 
 constexpr int64_t kRows = 64;
 
+// [kWidth][dim] rows, `stride` apart and readable up to the next multiple of kWidth, times `factor`, to [dim][kRows].
+template <class T>
+void transpose_in(const T* rows, int64_t stride, int64_t dim, T factor, T* columns) {
+    using L = Lanes<T>;
+    for (int64_t d = 0; d < dim; d += L::kWidth) {
+        typename L::V square[L::kWidth];
+        for (int i = 0; i < L::kWidth; ++i) square[i] = L::load(rows + i * stride + d);
+        L::transpose(square);
+        for (int i = 0; i < L::kWidth; ++i) L::store(columns + (d + i) * kRows, square[i] * L::all(factor));
+    }
+}
+
+// [dim][kRows] columns times each row's factor (hidden rows become 0) to [kWidth][dim] rows, `stride` apart and
+// writable up to the next multiple of kWidth.
+template <class T>
+void transpose_out(const T* columns, int64_t dim, typename Lanes<T>::V factor, typename Lanes<T>::M hidden, T* rows,
+                   int64_t stride) {
+    using L = Lanes<T>;
+    for (int64_t d = 0; d < dim; d += L::kWidth) {
+        typename L::V square[L::kWidth];
+        for (int i = 0; i < L::kWidth; ++i) {
+            square[i] = L::select(hidden, L::all(0), L::load(columns + (d + i) * kRows) * factor);
+        }
+        L::transpose(square);
+        for (int i = 0; i < L::kWidth; ++i) L::store(rows + i * stride + d, square[i]);
+    }
+}
+
 // scores[key][row] = sum_d keys[key][d] * query[d][row] for `Keys` keys and `Vectors` vectors of rows.
 template <class T, int Vectors, int Keys>
 inline void score_tile(const T* query, const T* keys, int64_t key_stride, int64_t dim, T* scores) {

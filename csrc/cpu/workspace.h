@@ -11,7 +11,6 @@
 namespace attncap {
 namespace ATTNCAP_ISA {
 
-constexpr int64_t kBlockKeys = 384;  // keys between two rescalings: their scores (96 KiB) stay in the second-level cache
 constexpr int64_t kConvertKeys = 48;  // keys converted at a time, used at once from the first-level cache
 
 inline int64_t block_count(int64_t keys) { return (keys + kBlockKeys - 1) / kBlockKeys; }
@@ -20,7 +19,8 @@ template <class T>
 struct Workspace {
     using Int = typename Lanes<T>::Int;
     T *query, *keys, *values, *features, *scores, *out, *feature_out, *block_max, *block_shift, *kept;
-    T *factor, *row;
+    T *factor, *row, *staging;
+    bool counted[kRows];
     int32_t* key_tags;
     RowState<T> state;
 
@@ -53,6 +53,8 @@ struct Workspace {
     std::unique_ptr<char, Free> memory_;
     int64_t used_ = 0;
 
+    static int64_t whole_vectors(int64_t dim) { return (dim + Lanes<T>::kWidth - 1) / Lanes<T>::kWidth * Lanes<T>::kWidth; }
+
     static void fill(T* array, int64_t count, T value) { std::fill(array, array + count * kRows, value); }
 
     template <class Item>
@@ -62,12 +64,15 @@ struct Workspace {
     }
 
     void layout(const Problem& problem, int64_t tags, int64_t offsets, int64_t most_keys, int64_t kept_keys) {
-        take(&query, problem.key_dim * kRows);
+        // Rounded up to whole vectors, so that square transposes need no edges.
+        const int64_t key_dim = whole_vectors(problem.key_dim), value_dim = whole_vectors(problem.value_dim);
+        take(&query, key_dim * kRows);
+        take(&staging, std::max(key_dim, value_dim) * Lanes<T>::kWidth);
         take(&keys, problem.key_dim * kConvertKeys);
         take(&values, problem.value_dim * kBlockKeys);
         take(&features, problem.features * kBlockKeys);
         take(&scores, kBlockKeys * kRows);
-        take(&out, problem.value_dim * kRows);
+        take(&out, value_dim * kRows);
         take(&feature_out, problem.features * kRows);
         take(&block_max, kRows);
         take(&block_shift, problem.received ? block_count(most_keys) * kRows : 0);
@@ -85,6 +90,13 @@ struct Workspace {
         take(&state.query_tags, tags * kRows);
         take(&state.top.score, problem.topk * kRows);
         take(&state.top.key, problem.topk * kRows);
+        if (problem.topk > 0) {
+            constexpr int64_t width = Lanes<T>::kWidth, groups = kBlockKeys / kGroupKeys;
+            take(&state.top.group_max, groups * width);
+            take(&state.top.reached, (groups + 1) * width);  // listing writes a whole vector at its end
+            take(&state.top.candidate, (kBlockKeys + 1) * width);
+            take(&state.top.candidate_key, (kBlockKeys + 1) * width);
+        }
         take(&scratch_, 64);
     }
 
