@@ -16,9 +16,9 @@ using attncap::Sequence;
 namespace {
 
 Array make_array(uintptr_t data, const std::string& dtype, const std::vector<int64_t>& strides) {
-    static const std::pair<const char*, DType> names[] = {
-        {"float32", DType::float32}, {"float64", DType::float64}, {"bfloat16", DType::bfloat16},
-        {"float16", DType::float16}, {"bool", DType::boolean},    {"int32", DType::int32}};
+    static const std::pair<const char*, DType> names[] = {{"float32", DType::float32},   {"float64", DType::float64},
+                                                          {"bfloat16", DType::bfloat16}, {"float16", DType::float16},
+                                                          {"bool", DType::boolean},      {"int32", DType::int32}};
     if (strides.size() > 4) throw std::invalid_argument("strides: expected at most 4");
     Array array;
     array.data = reinterpret_cast<char*>(data);
@@ -43,18 +43,22 @@ PYBIND11_MODULE(_C, m) {
     py::class_<Problem>(m, "Problem")
         .def(py::init<>())
 #define ATTNCAP_FIELD(name) .def_readwrite(#name, &Problem::name)
-        ATTNCAP_FIELD(heads) ATTNCAP_FIELD(key_heads) ATTNCAP_FIELD(key_dim) ATTNCAP_FIELD(value_dim)
-        ATTNCAP_FIELD(sequences) ATTNCAP_FIELD(threads) ATTNCAP_FIELD(scale) ATTNCAP_FIELD(softcap)
-        ATTNCAP_FIELD(causal) ATTNCAP_FIELD(window_left) ATTNCAP_FIELD(window_right) ATTNCAP_FIELD(entropy)
-        ATTNCAP_FIELD(max) ATTNCAP_FIELD(distance) ATTNCAP_FIELD(collision) ATTNCAP_FIELD(received)
-        ATTNCAP_FIELD(sink) ATTNCAP_FIELD(diagonal) ATTNCAP_FIELD(topk) ATTNCAP_FIELD(offsets) ATTNCAP_FIELD(tags)
-        ATTNCAP_FIELD(features) ATTNCAP_FIELD(query) ATTNCAP_FIELD(key) ATTNCAP_FIELD(value)
-        ATTNCAP_FIELD(attn_mask) ATTNCAP_FIELD(sink_logits) ATTNCAP_FIELD(query_mask) ATTNCAP_FIELD(query_tags)
-        ATTNCAP_FIELD(key_tags) ATTNCAP_FIELD(key_features) ATTNCAP_FIELD(out) ATTNCAP_FIELD(lse)
-        ATTNCAP_FIELD(max_logit) ATTNCAP_FIELD(entropy_out) ATTNCAP_FIELD(collision_out) ATTNCAP_FIELD(sink_mass)
-        ATTNCAP_FIELD(diagonal_mass) ATTNCAP_FIELD(distance_out) ATTNCAP_FIELD(null_mass)
-        ATTNCAP_FIELD(offset_mass) ATTNCAP_FIELD(tag_mass) ATTNCAP_FIELD(feature_mass) ATTNCAP_FIELD(topk_prob)
-        ATTNCAP_FIELD(topk_index) ATTNCAP_FIELD(received_mass);
+            ATTNCAP_FIELD(heads) ATTNCAP_FIELD(key_heads) ATTNCAP_FIELD(key_dim) ATTNCAP_FIELD(value_dim)
+                ATTNCAP_FIELD(sequences) ATTNCAP_FIELD(threads) ATTNCAP_FIELD(scale) ATTNCAP_FIELD(softcap)
+                    ATTNCAP_FIELD(causal) ATTNCAP_FIELD(window_left) ATTNCAP_FIELD(window_right) ATTNCAP_FIELD(entropy)
+                        ATTNCAP_FIELD(max) ATTNCAP_FIELD(distance) ATTNCAP_FIELD(collision) ATTNCAP_FIELD(received)
+                            ATTNCAP_FIELD(sink) ATTNCAP_FIELD(diagonal) ATTNCAP_FIELD(topk) ATTNCAP_FIELD(offsets)
+                                ATTNCAP_FIELD(tags) ATTNCAP_FIELD(features) ATTNCAP_FIELD(query) ATTNCAP_FIELD(key)
+                                    ATTNCAP_FIELD(value) ATTNCAP_FIELD(attn_mask) ATTNCAP_FIELD(sink_logits)
+                                        ATTNCAP_FIELD(query_mask) ATTNCAP_FIELD(query_tags) ATTNCAP_FIELD(key_tags)
+                                            ATTNCAP_FIELD(key_features) ATTNCAP_FIELD(out) ATTNCAP_FIELD(lse)
+                                                ATTNCAP_FIELD(max_logit) ATTNCAP_FIELD(entropy_out)
+                                                    ATTNCAP_FIELD(collision_out) ATTNCAP_FIELD(sink_mass)
+                                                        ATTNCAP_FIELD(diagonal_mass) ATTNCAP_FIELD(distance_out)
+                                                            ATTNCAP_FIELD(null_mass) ATTNCAP_FIELD(offset_mass)
+                                                                ATTNCAP_FIELD(tag_mass) ATTNCAP_FIELD(feature_mass)
+                                                                    ATTNCAP_FIELD(topk_prob) ATTNCAP_FIELD(topk_index)
+                                                                        ATTNCAP_FIELD(received_mass);
 #undef ATTNCAP_FIELD
     m.def(
         "attention", [](const Problem& problem) { attncap::attention(problem, std::getenv("ATTNCAP_CPU_ISA")); },

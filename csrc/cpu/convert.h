@@ -117,12 +117,22 @@ void store_strided(char* out, DType dtype, int64_t stride, const T* in, int64_t 
         }
     };
     switch (dtype) {
-        case DType::float32: put([](T x) { return float(x); }); break;
-        case DType::float64: put([](T x) { return double(x); }); break;
-        case DType::bfloat16: put([](T x) { return float_to_bfloat(float(x)); }); break;
-        case DType::float16: put([](T x) { return float_to_half(float(x)); }); break;
+        case DType::float32:
+            put([](T x) { return float(x); });
+            break;
+        case DType::float64:
+            put([](T x) { return double(x); });
+            break;
+        case DType::bfloat16:
+            put([](T x) { return float_to_bfloat(float(x)); });
+            break;
+        case DType::float16:
+            put([](T x) { return float_to_half(float(x)); });
+            break;
         case DType::boolean:
-        case DType::int32: put([](T x) { return int32_t(x); }); break;
+        case DType::int32:
+            put([](T x) { return int32_t(x); });
+            break;
     }
 }
 

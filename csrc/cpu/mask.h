@@ -13,8 +13,8 @@ struct SeenRange {
     using L = Lanes<T>;
     using Int = typename L::Int;
     Int low[kRows], high[kRows];
-    int64_t begin, end;              // keys that some row sees
-    int64_t all_begin, all_end;      // keys that every row sees
+    int64_t begin, end;          // keys that some row sees
+    int64_t all_begin, all_end;  // keys that every row sees
     int64_t vector_low[kRows / L::kWidth], vector_high[kRows / L::kWidth];
 
     void set(const Problem& problem, const Sequence& sequence, int64_t row0, int64_t rows) {

@@ -11,12 +11,16 @@ enum class DType : int32_t { float32, float64, bfloat16, float16, boolean, int32
 
 inline int64_t item_size(DType dtype) {
     switch (dtype) {
-        case DType::float64: return 8;
+        case DType::float64:
+            return 8;
         case DType::float32:
-        case DType::int32: return 4;
+        case DType::int32:
+            return 4;
         case DType::bfloat16:
-        case DType::float16: return 2;
-        case DType::boolean: return 1;
+        case DType::float16:
+            return 2;
+        case DType::boolean:
+            return 1;
     }
     return 0;
 }

@@ -12,10 +12,16 @@ class RowBlock {
     using L = Lanes<T>;
     using Int = typename L::Int;
 
-   public:
+  public:
     RowBlock(const Problem& problem, const Sequence& sequence, int64_t head, int64_t row0, Workspace<T>* workspace)
-        : p_(problem), q_(sequence), head_(head), key_head_(head / (problem.heads / problem.key_heads)), row0_(row0),
-          rows_(std::min(kRows, sequence.rows - row0)), vectors_(int((rows_ + L::kWidth - 1) / L::kWidth)), w_(*workspace),
+        : p_(problem),
+          q_(sequence),
+          head_(head),
+          key_head_(head / (problem.heads / problem.key_heads)),
+          row0_(row0),
+          rows_(std::min(kRows, sequence.rows - row0)),
+          vectors_(int((rows_ + L::kWidth - 1) / L::kWidth)),
+          w_(*workspace),
           s_(workspace->state) {}
 
     // Computes the rows' output and statistics; `received` (or null) gets each key's probabilities added.
@@ -41,7 +47,7 @@ class RowBlock {
         if (received) add_received(keep, received);
     }
 
-   private:
+  private:
     const Problem& p_;
     const Sequence& q_;
     const int64_t head_, key_head_, row0_, rows_;
@@ -59,8 +65,8 @@ class RowBlock {
         const int64_t stride = (p_.key_dim + L::kWidth - 1) / L::kWidth * L::kWidth;
         for (int v = 0; v < vectors_; ++v) {
             const int64_t first = v * L::kWidth;
-            const bool in_place = p_.query.dtype == kOwn && p_.query.stride[3] == 1 && stride == p_.key_dim &&
-                                  first + L::kWidth <= rows_;
+            const bool in_place =
+                p_.query.dtype == kOwn && p_.query.stride[3] == 1 && stride == p_.key_dim && first + L::kWidth <= rows_;
             const char* rows = p_.query.at(q_.batch, head_, row_at(first));
             if (in_place) {
                 transpose_in(reinterpret_cast<const T*>(rows), p_.query.stride[2], p_.key_dim, T(p_.scale),
@@ -68,8 +74,9 @@ class RowBlock {
                 continue;
             }
             for (int64_t i = 0; i < L::kWidth; ++i) {
-                load_strided(w_.staging + i * stride, p_.query.at(q_.batch, head_, row_at(std::min(first + i, rows_ - 1))),
-                             p_.query.dtype, p_.query.stride[3], p_.key_dim);
+                load_strided(w_.staging + i * stride,
+                             p_.query.at(q_.batch, head_, row_at(std::min(first + i, rows_ - 1))), p_.query.dtype,
+                             p_.query.stride[3], p_.key_dim);
             }
             transpose_in(w_.staging, stride, p_.key_dim, T(p_.scale), w_.query + first);
         }
@@ -202,8 +209,8 @@ class RowBlock {
             // An empty row is 0 even beside non-finite values, which its factor of 0 would turn into NaN.
             const auto empty = L::equal(L::load(s_.max + first), L::all(T(-INFINITY)));
             const auto factor = L::load(w_.factor + first);
-            const bool in_place = p_.out.dtype == kOwn && p_.out.stride[3] == 1 && stride == p_.value_dim &&
-                                  count == L::kWidth;
+            const bool in_place =
+                p_.out.dtype == kOwn && p_.out.stride[3] == 1 && stride == p_.value_dim && count == L::kWidth;
             if (in_place) {
                 T* rows = reinterpret_cast<T*>(p_.out.at(q_.batch, head_, row_at(first)));
                 transpose_out(w_.out + first, p_.value_dim, factor, empty, rows, p_.out.stride[2]);
@@ -291,8 +298,8 @@ class RowBlock {
                     const auto e = L::load(exponentials + k * kRows + v * L::kWidth);
                     const auto share = e * L::load(w_.row + v * L::kWidth);
                     // A row that does not see the key gives exactly 0, also where its normaliser is not finite.
-                    const auto nothing = L::either(L::equal(e, L::all(0)),
-                                                   L::equal(L::load(w_.row + v * L::kWidth), L::all(0)));
+                    const auto nothing =
+                        L::either(L::equal(e, L::all(0)), L::equal(L::load(w_.row + v * L::kWidth), L::all(0)));
                     sum = sum + L::select(nothing, L::all(0), share);
                 }
                 received[key0 + k] += L::sum(sum);

@@ -28,7 +28,7 @@ inline int64_t group_count(int64_t blocks, int64_t keys, int64_t item) {
 
 template <class T>
 class Run {
-   public:
+  public:
     explicit Run(const Problem& problem) : p_(problem) {
         for (const Sequence& sequence : p_.sequences) {
             const int64_t blocks = (sequence.rows + kRows - 1) / kRows;
@@ -51,7 +51,7 @@ class Run {
         }
     }
 
-   private:
+  private:
     const Problem& p_;
     std::vector<Head> heads_;
     std::vector<Workspace<T>> workspaces_;
@@ -114,20 +114,21 @@ class Run {
             for (int64_t key = 0; key < keys; ++key) total[key] += total[group * keys + key];
         }
         const Array& to = p_.received_mass;
-        store_strided(to.at(head.sequence->batch, head.head, head.sequence->key0), to.dtype, to.stride[2], total, 1, keys);
+        store_strided(to.at(head.sequence->batch, head.head, head.sequence->key0), to.dtype, to.stride[2], total, 1,
+                      keys);
     }
 };
 
 }  // namespace ATTNCAP_ISA
 
 // The entry of one instruction set.
-#define ATTNCAP_DEFINE_ENTRY(name)                        \
-    void name(const Problem& problem) {                   \
-        if (problem.query.dtype == DType::float64) {      \
-            ATTNCAP_ISA::Run<double>{problem}();          \
-        } else {                                          \
-            ATTNCAP_ISA::Run<float>{problem}();           \
-        }                                                 \
+#define ATTNCAP_DEFINE_ENTRY(name)                   \
+    void name(const Problem& problem) {              \
+        if (problem.query.dtype == DType::float64) { \
+            ATTNCAP_ISA::Run<double>{problem}();     \
+        } else {                                     \
+            ATTNCAP_ISA::Run<float>{problem}();      \
+        }                                            \
     }
 
 }  // namespace attncap

@@ -17,9 +17,9 @@ template <class T>
 struct RowState {
     using Int = typename Lanes<T>::Int;
     T *max, *mass, *weighted, *squares, *moved, *sink, *diagonal, *decay, *shift;
-    T* tags;            // [tags][kRows]
-    T* offset_score;    // [offsets][kRows] raw scores, -inf where not seen
-    Int* position;      // of each row
+    T* tags;              // [tags][kRows]
+    T* offset_score;      // [offsets][kRows] raw scores, -inf where not seen
+    Int* position;        // of each row
     int32_t* query_tags;  // [tags][kRows]
     TopK<T> top;
 };
@@ -103,14 +103,22 @@ template <class T>
 void exponentiate(const Problem& problem, T* scores, int64_t key0, int64_t count, int vectors, RowState<T>* s) {
     const int which = (problem.entropy ? 4 : 0) + (problem.collision ? 2 : 0) + (problem.distance ? 1 : 0);
     switch (which) {
-        case 0: return exponentiate_as<T, false, false, false>(scores, key0, count, vectors, s);
-        case 1: return exponentiate_as<T, false, false, true>(scores, key0, count, vectors, s);
-        case 2: return exponentiate_as<T, false, true, false>(scores, key0, count, vectors, s);
-        case 3: return exponentiate_as<T, false, true, true>(scores, key0, count, vectors, s);
-        case 4: return exponentiate_as<T, true, false, false>(scores, key0, count, vectors, s);
-        case 5: return exponentiate_as<T, true, false, true>(scores, key0, count, vectors, s);
-        case 6: return exponentiate_as<T, true, true, false>(scores, key0, count, vectors, s);
-        case 7: return exponentiate_as<T, true, true, true>(scores, key0, count, vectors, s);
+        case 0:
+            return exponentiate_as<T, false, false, false>(scores, key0, count, vectors, s);
+        case 1:
+            return exponentiate_as<T, false, false, true>(scores, key0, count, vectors, s);
+        case 2:
+            return exponentiate_as<T, false, true, false>(scores, key0, count, vectors, s);
+        case 3:
+            return exponentiate_as<T, false, true, true>(scores, key0, count, vectors, s);
+        case 4:
+            return exponentiate_as<T, true, false, false>(scores, key0, count, vectors, s);
+        case 5:
+            return exponentiate_as<T, true, false, true>(scores, key0, count, vectors, s);
+        case 6:
+            return exponentiate_as<T, true, true, false>(scores, key0, count, vectors, s);
+        case 7:
+            return exponentiate_as<T, true, true, true>(scores, key0, count, vectors, s);
     }
 }
 

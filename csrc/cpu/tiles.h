@@ -122,8 +122,8 @@ void score_rows(const T* query, const T* keys, int64_t key_stride, int64_t dim, 
             const int64_t shift = v * L::kWidth;
             for (int64_t k = 0; k < count; k += L::kTileKeys) {
                 with_constant<L::kTileKeys>(int(std::min<int64_t>(L::kTileKeys, count - k)), [&](auto tile) {
-                    score_tile<T, decltype(vectors)::value, decltype(tile)::value>(query + shift, keys + k * key_stride, key_stride, dim,
-                                                     scores + k * kRows + shift);
+                    score_tile<T, decltype(vectors)::value, decltype(tile)::value>(
+                        query + shift, keys + k * key_stride, key_stride, dim, scores + k * kRows + shift);
                 });
             }
         });
@@ -140,8 +140,8 @@ void accumulate_values(const T* prob, const T* values, int64_t value_stride, int
             const int64_t shift = v * L::kWidth;
             for (int64_t d = 0; d < dims; d += L::kTileKeys) {
                 with_constant<L::kTileKeys>(int(std::min<int64_t>(L::kTileKeys, dims - d)), [&](auto tile) {
-                    value_tile<T, decltype(tile_vectors)::value, decltype(tile)::value>(prob + shift, values + d, value_stride, keys, decay + shift,
-                                                          out + d * kRows + shift);
+                    value_tile<T, decltype(tile_vectors)::value, decltype(tile)::value>(
+                        prob + shift, values + d, value_stride, keys, decay + shift, out + d * kRows + shift);
                 });
             }
         });

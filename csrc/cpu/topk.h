@@ -13,7 +13,8 @@
 namespace attncap {
 namespace ATTNCAP_ISA {
 
-constexpr int64_t kBlockKeys = 384;  // keys between two rescalings: their scores (96 KiB) stay in the second-level cache
+constexpr int64_t kBlockKeys =
+    384;  // keys between two rescalings: their scores (96 KiB) stay in the second-level cache
 constexpr int64_t kGroupKeys = 4;
 
 // The smallest number above v (v + 0 turns -0 into 0, whose neighbours in bits are its neighbours in value).
@@ -69,7 +70,7 @@ struct TopK {
         return largest;
     }
 
-   private:
+  private:
     int64_t counts_[L::kWidth];
 
     template <class Body>

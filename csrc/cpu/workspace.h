@@ -37,7 +37,8 @@ struct Workspace {
     }
 
     void clear_state(const Problem& problem) {
-        for (T* sum : {state.mass, state.weighted, state.squares, state.moved, state.sink, state.diagonal}) fill(sum, 1, 0);
+        for (T* sum : {state.mass, state.weighted, state.squares, state.moved, state.sink, state.diagonal})
+            fill(sum, 1, 0);
         fill(state.max, 1, T(-INFINITY));
         fill(state.tags, problem.tags, 0);
         fill(state.offset_score, int64_t(problem.offsets.size()), T(-INFINITY));
@@ -46,14 +47,16 @@ struct Workspace {
         state.top.clear();
     }
 
-   private:
+  private:
     struct Free {
         void operator()(char* p) const { std::free(p); }
     };
     std::unique_ptr<char, Free> memory_;
     int64_t used_ = 0;
 
-    static int64_t whole_vectors(int64_t dim) { return (dim + Lanes<T>::kWidth - 1) / Lanes<T>::kWidth * Lanes<T>::kWidth; }
+    static int64_t whole_vectors(int64_t dim) {
+        return (dim + Lanes<T>::kWidth - 1) / Lanes<T>::kWidth * Lanes<T>::kWidth;
+    }
 
     static void fill(T* array, int64_t count, T value) { std::fill(array, array + count * kRows, value); }
 
