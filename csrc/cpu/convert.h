@@ -9,6 +9,10 @@
 namespace attncap {
 namespace ATTNCAP_ISA {
 
+// The dtype whose numbers are computed in as they are.
+template <class T>
+constexpr DType kOwn = sizeof(T) == 8 ? DType::float64 : DType::float32;
+
 inline float half_to_float(uint16_t half) {
 #if defined(__F16C__)
     return _cvtsh_ss(half);

@@ -7,6 +7,7 @@
 
 namespace attncap {
 
+void attention_avx512bf16(const Problem& problem);
 void attention_avx512(const Problem& problem);
 void attention_avx2(const Problem& problem);
 void attention_portable(const Problem& problem);
@@ -23,9 +24,12 @@ const std::vector<InstructionSet>& known_sets() {
 #if defined(__x86_64__)
     static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    static const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
     static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    static const std::vector<InstructionSet> sets = {
-        {"avx512", attention_avx512, avx512}, {"avx2", attention_avx2, avx2}, {"portable", attention_portable, true}};
+    static const std::vector<InstructionSet> sets = {{"avx512bf16", attention_avx512bf16, avx512bf16},
+                                                     {"avx512", attention_avx512, avx512},
+                                                     {"avx2", attention_avx2, avx2},
+                                                     {"portable", attention_portable, true}};
 #else
     static const std::vector<InstructionSet> sets = {{"portable", attention_portable, true}};
 #endif

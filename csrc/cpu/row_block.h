@@ -1,8 +1,7 @@
 // One task: up to kRows query rows of one head against all keys that they see.
 #pragma once
 
-#include "cpu/mask.h"
-#include "cpu/workspace.h"
+#include "cpu/products.h"
 
 namespace attncap {
 namespace ATTNCAP_ISA {
@@ -13,117 +12,60 @@ class RowBlock {
     using Int = typename L::Int;
 
   public:
-    RowBlock(const Problem& problem, const Sequence& sequence, int64_t head, int64_t row0, Workspace<T>* workspace)
-        : p_(problem),
-          q_(sequence),
-          head_(head),
-          key_head_(head / (problem.heads / problem.key_heads)),
-          row0_(row0),
-          rows_(std::min(kRows, sequence.rows - row0)),
-          vectors_(int((rows_ + L::kWidth - 1) / L::kWidth)),
+    RowBlock(const Task& task, Workspace<T>* workspace)
+        : t_(task),
+          p_(task.problem),
+          vectors_(int((task.rows + L::kWidth - 1) / L::kWidth)),
           w_(*workspace),
-          s_(workspace->state) {}
+          s_(workspace->state),
+          products_(task, workspace) {}
 
     // Computes the rows' output and statistics; `received` (or null) gets each key's probabilities added.
     void run(bool keep, T* received) {
         w_.clear_state(p_);
-        load_queries();
+        products_.load_queries();
         load_row_facts();
-        seen_.set(p_, q_, row0_, rows_);
+        seen_.set(t_.problem, t_.sequence, t_.row0, t_.rows);
         for (int64_t block = seen_.begin / kBlockKeys; block * kBlockKeys < seen_.end; ++block) {
             const int64_t key0 = std::max(seen_.begin, block * kBlockKeys);
             const int64_t key1 = std::min(seen_.end, (block + 1) * kBlockKeys);
             T* scores = keep ? w_.kept + (key0 - seen_.begin) * kRows : w_.scores;
             score_block(key0, key1, scores);
             scan_scores(scores, key0, key1 - key0, vectors_, &s_, w_.block_max);
-            pick_offsets(scores, key0, key1, p_.offsets, rows_, &s_);
+            pick_offsets(scores, key0, key1, p_.offsets, t_.rows, &s_);
             rescale(w_.block_max, vectors_, p_.tags, &s_);
             if (received) std::copy(s_.shift, s_.shift + kRows, w_.block_shift + block * kRows);
             exponentiate(p_, scores, key0, key1 - key0, vectors_, &s_);
             add_masses(scores, key0, key1);
-            add_outputs(scores, key0, key1);
+            products_.add_values(scores, key0, key1, s_.decay);
         }
         finish();
         if (received) add_received(keep, received);
     }
 
   private:
+    const Task& t_;
     const Problem& p_;
-    const Sequence& q_;
-    const int64_t head_, key_head_, row0_, rows_;
     const int vectors_;
     Workspace<T>& w_;
     RowState<T>& s_;
+    Products<T> products_;
     SeenRange<T> seen_;
-
-    static constexpr DType kOwn = sizeof(T) == 8 ? DType::float64 : DType::float32;
-
-    int64_t row_at(int64_t i) const { return q_.row0 + row0_ + i; }
-
-    // Queries transposed to [dim][row] and scaled; rows past the last repeat it.
-    void load_queries() {
-        const int64_t stride = (p_.key_dim + L::kWidth - 1) / L::kWidth * L::kWidth;
-        for (int v = 0; v < vectors_; ++v) {
-            const int64_t first = v * L::kWidth;
-            const bool in_place =
-                p_.query.dtype == kOwn && p_.query.stride[3] == 1 && stride == p_.key_dim && first + L::kWidth <= rows_;
-            const char* rows = p_.query.at(q_.batch, head_, row_at(first));
-            if (in_place) {
-                transpose_in(reinterpret_cast<const T*>(rows), p_.query.stride[2], p_.key_dim, T(p_.scale),
-                             w_.query + first);
-                continue;
-            }
-            for (int64_t i = 0; i < L::kWidth; ++i) {
-                load_strided(w_.staging + i * stride,
-                             p_.query.at(q_.batch, head_, row_at(std::min(first + i, rows_ - 1))), p_.query.dtype,
-                             p_.query.stride[3], p_.key_dim);
-            }
-            transpose_in(w_.staging, stride, p_.key_dim, T(p_.scale), w_.query + first);
-        }
-    }
 
     void load_row_facts() {
         for (int64_t i = 0; i < vectors_ * L::kWidth; ++i) {
-            const int64_t row = row_at(std::min(i, rows_ - 1));
-            s_.position[i] = Int(row0_ + i + q_.offset);
-            w_.counted[i] = i < rows_ && (!p_.query_mask.given() || *p_.query_mask.at(q_.batch, row) != 0);
+            const int64_t row = t_.row_at(std::min(i, t_.rows - 1));
+            s_.position[i] = Int(t_.row0 + i + t_.sequence.offset);
+            w_.counted[i] = i < t_.rows && (!p_.query_mask.given() || *p_.query_mask.at(t_.sequence.batch, row) != 0);
             for (int64_t t = 0; t < p_.tags; ++t) {
-                s_.query_tags[t * kRows + i] = read<int32_t>(p_.query_tags.at(t, q_.batch, row));
+                s_.query_tags[t * kRows + i] = read<int32_t>(p_.query_tags.at(t, t_.sequence.batch, row));
             }
         }
-    }
-
-    // `count` rows of a key-like tensor as T with unit stride: where they lie, or converted into `copy`.
-    const T* rows_of(const Array& array, int64_t key0, int64_t count, int64_t dim, T* copy, int64_t* stride) const {
-        const char* first = array.at(q_.batch, key_head_, q_.key0 + key0);
-        if (array.dtype == kOwn && (array.stride[3] == 1 || dim == 1)) {
-            *stride = array.stride[2];
-            return reinterpret_cast<const T*>(first);
-        }
-        *stride = dim;
-        for (int64_t k = 0; k < count; ++k) {
-            load_strided(copy + k * dim, first + k * array.stride[2] * item_size(array.dtype), array.dtype,
-                         array.stride[3], dim);
-        }
-        return copy;
     }
 
     // Scores of keys key0 .. key1 - 1 as the softmax sees them: capped, biased, -inf where unseen.
     void score_block(int64_t key0, int64_t key1, T* scores) {
-        for (int64_t key = key0; key < key1; key += kConvertKeys) {
-            const int64_t count = std::min(kConvertKeys, key1 - key);
-            int64_t stride;
-            const T* keys = rows_of(p_.key, key, count, p_.key_dim, w_.keys, &stride);
-            // Rows outside their range in a whole tile of keys are not multiplied at all.
-            for (int64_t k = 0; k < count; k += L::kTileKeys) {
-                const int64_t tile = std::min<int64_t>(L::kTileKeys, count - k);
-                T* tile_scores = scores + (key + k - key0) * kRows;
-                int first, last;
-                seen_.active(key + k, key + k + tile, vectors_, &first, &last);
-                if (last - first < vectors_) std::fill(tile_scores, tile_scores + tile * kRows, T(-INFINITY));
-                score_rows(w_.query, keys + k * stride, stride, p_.key_dim, tile, first, last, tile_scores);
-            }
-        }
+        products_.scores(seen_, key0, key1, scores);
         if (p_.softcap != 0) {
             for (int64_t i = 0; i < (key1 - key0) * kRows; i += L::kWidth) {
                 const auto capped = tanh<T>(L::load(scores + i) / L::all(T(p_.softcap)));
@@ -131,46 +73,34 @@ class RowBlock {
             }
         }
         if (p_.attn_mask.given()) {
-            add_mask(p_.attn_mask, q_.batch, head_, row_at(0), rows_, key0, key1, vectors_, scores);
+            add_mask(p_.attn_mask, t_.sequence.batch, t_.head, t_.row_at(0), t_.rows, key0, key1, vectors_, scores);
         }
         hide_unseen(seen_, key0, key1, vectors_, scores);
     }
 
     void add_masses(const T* exponentials, int64_t key0, int64_t key1) {
         if (key0 < p_.sink) add_sink(exponentials, key0, std::min(key1, p_.sink), vectors_, &s_);
-        if (p_.diagonal >= 0) add_diagonal(exponentials, key0, key1, p_.diagonal, rows_, &s_);
+        if (p_.diagonal >= 0) add_diagonal(exponentials, key0, key1, p_.diagonal, t_.rows, &s_);
         for (int64_t t = 0; t < p_.tags; ++t) {
             for (int64_t key = key0; key < key1; ++key) {
-                w_.key_tags[key - key0] = read<int32_t>(p_.key_tags.at(t, q_.batch, q_.key0 + key));
+                w_.key_tags[key - key0] = read<int32_t>(p_.key_tags.at(t, t_.sequence.batch, t_.sequence.key0 + key));
             }
             add_tag(exponentials, w_.key_tags, key1 - key0, t, vectors_, &s_);
         }
     }
 
-    void add_outputs(const T* exponentials, int64_t key0, int64_t key1) {
-        int64_t stride;
-        const T* values = rows_of(p_.value, key0, key1 - key0, p_.value_dim, w_.values, &stride);
-        accumulate_values(exponentials, values, stride, key1 - key0, p_.value_dim, vectors_, s_.decay, w_.out);
-        if (p_.features == 0) return;
-        for (int64_t key = key0; key < key1; ++key) {
-            load_strided(w_.features + (key - key0) * p_.features, p_.key_features.at(q_.batch, q_.key0 + key),
-                         p_.key_features.dtype, p_.key_features.stride[2], p_.features);
-        }
-        accumulate_values(exponentials, w_.features, p_.features, key1 - key0, p_.features, vectors_, s_.decay,
-                          w_.feature_out);
-    }
-
     // [rows] of the workspace to column n of a per-row statistic; rows that do not count get `otherwise`.
     void store_rows(const Array& array, int64_t n, T* values, T otherwise = 0) const {
         if (!array.given()) return;
-        for (int64_t i = 0; i < rows_; ++i) values[i] = w_.counted[i] ? values[i] : otherwise;
-        store_strided(array.at(q_.batch, head_, row_at(0), n), array.dtype, array.stride[2], values, 1, rows_);
+        for (int64_t i = 0; i < t_.rows; ++i) values[i] = w_.counted[i] ? values[i] : otherwise;
+        store_strided(array.at(t_.sequence.batch, t_.head, t_.row_at(0), n), array.dtype, array.stride[2], values, 1,
+                      t_.rows);
     }
 
     // The null outcome joins the sums, then everything is normalised, turned into statistics and stored.
     void finish() {
         const bool has_null = p_.sink_logits.given();
-        const T null_logit = has_null ? load_one<T>(p_.sink_logits.at(head_), p_.sink_logits.dtype) : T(-INFINITY);
+        const T null_logit = has_null ? load_one<T>(p_.sink_logits.at(t_.head), p_.sink_logits.dtype) : T(-INFINITY);
         T lse[kRows], entropy[kRows], null_mass[kRows];
         const auto zero = L::all(0), minus_infinity = L::all(T(-INFINITY));
         for (int v = 0; v < vectors_; ++v) {
@@ -205,28 +135,28 @@ class RowBlock {
     void store_outputs() {
         const int64_t stride = (p_.value_dim + L::kWidth - 1) / L::kWidth * L::kWidth;
         for (int v = 0; v < vectors_; ++v) {
-            const int64_t first = v * L::kWidth, count = std::min<int64_t>(L::kWidth, rows_ - first);
+            const int64_t first = v * L::kWidth, count = std::min<int64_t>(L::kWidth, t_.rows - first);
             // An empty row is 0 even beside non-finite values, which its factor of 0 would turn into NaN.
             const auto empty = L::equal(L::load(s_.max + first), L::all(T(-INFINITY)));
             const auto factor = L::load(w_.factor + first);
             const bool in_place =
-                p_.out.dtype == kOwn && p_.out.stride[3] == 1 && stride == p_.value_dim && count == L::kWidth;
+                p_.out.dtype == kOwn<T> && p_.out.stride[3] == 1 && stride == p_.value_dim && count == L::kWidth;
             if (in_place) {
-                T* rows = reinterpret_cast<T*>(p_.out.at(q_.batch, head_, row_at(first)));
+                T* rows = reinterpret_cast<T*>(p_.out.at(t_.sequence.batch, t_.head, t_.row_at(first)));
                 transpose_out(w_.out + first, p_.value_dim, factor, empty, rows, p_.out.stride[2]);
                 continue;
             }
             transpose_out(w_.out + first, p_.value_dim, factor, empty, w_.staging, stride);
             for (int64_t i = 0; i < count; ++i) {
-                store_strided(p_.out.at(q_.batch, head_, row_at(first + i)), p_.out.dtype, p_.out.stride[3],
-                              w_.staging + i * stride, 1, p_.value_dim);
+                store_strided(p_.out.at(t_.sequence.batch, t_.head, t_.row_at(first + i)), p_.out.dtype,
+                              p_.out.stride[3], w_.staging + i * stride, 1, p_.value_dim);
             }
         }
     }
 
     void store_masses() {
         auto normalised = [&](const T* sums, bool squared) {
-            for (int64_t i = 0; i < rows_; ++i) {
+            for (int64_t i = 0; i < t_.rows; ++i) {
                 const bool empty = s_.max[i] == T(-INFINITY);
                 w_.row[i] = empty ? T(0) : sums[i] * w_.factor[i] * (squared ? w_.factor[i] : T(1));
             }
@@ -260,9 +190,9 @@ class RowBlock {
         }
         for (int64_t t = 0; t < p_.topk; ++t) {
             store_rows(p_.topk_prob, t, probabilities(s_.top.score + t * kRows));
-            for (int64_t i = 0; i < rows_; ++i) {
+            for (int64_t i = 0; i < t_.rows; ++i) {
                 const int32_t key = w_.counted[i] ? int32_t(s_.top.key[t * kRows + i]) : -1;
-                std::memcpy(p_.topk_index.at(q_.batch, head_, row_at(i), t), &key, sizeof key);
+                std::memcpy(p_.topk_index.at(t_.sequence.batch, t_.head, t_.row_at(i), t), &key, sizeof key);
             }
         }
     }

@@ -97,7 +97,8 @@ class Run {
                 const int64_t group = task - task0[h];
                 T* sums = p_.received ? partials_.data() + partial0[h] + group * head.sequence->keys : nullptr;
                 for (int64_t block = group; block < head.blocks; block += head.groups) {
-                    RowBlock<T>(p_, *head.sequence, head.head, block * kRows, &workspace).run(keep_, sums);
+                    const Task block_task(p_, *head.sequence, head.head, block * kRows);
+                    RowBlock<T>(block_task, &workspace).run(keep_, sums);
                 }
             }
             if (p_.received) {

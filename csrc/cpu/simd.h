@@ -259,5 +259,43 @@ struct Lanes<double> : GenericLanes<double, int64_t> {
 
 #endif
 
+// How a register tile multiplies: one number of T a word, or a pair of bfloat16 a word (float accumulators).
+template <class Type>
+struct Plain {
+    using T = Type;
+    using L = Lanes<T>;
+    using Word = T;
+    using V = typename L::V;
+    static V load(const Word* p) { return L::load(p); }
+    static V all(Word x) { return L::all(x); }
+    static V add_product(V a, V b, typename L::V sum) { return L::fma(a, b, sum); }
+};
+
+template <class Type>
+struct Pairs;
+
+#if defined(ATTNCAP_BF16)
+template <>
+struct Pairs<float> {
+    using T = float;
+    using L = Lanes<float>;
+    using Word = uint32_t;
+    using V = __m512i;
+    static V load(const Word* p) { return _mm512_loadu_si512(p); }
+    static V all(Word x) { return _mm512_set1_epi32(int32_t(x)); }
+    static L::V add_product(V a, V b, L::V sum) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+    // Each word: `first` rounded to bfloat16 below, `second` above.
+    static void store_rounded(Word* p, L::V first, L::V second) {
+        const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(second, first);
+        __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        lanes = _mm512_or_si512(lanes, _mm512_slli_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(16)), 16));
+        _mm512_storeu_si512(p, _mm512_permutexvar_epi16(lanes, halves));
+    }
+};
+constexpr bool kHasPairs = true;
+#else
+constexpr bool kHasPairs = false;
+#endif
+
 }  // namespace ATTNCAP_ISA
 }  // namespace attncap

@@ -14,15 +14,20 @@ namespace ATTNCAP_ISA {
 
 constexpr int64_t kRows = 64;
 
-// [kWidth][dim] rows, `stride` apart and readable up to the next multiple of kWidth, times `factor`, to [dim][kRows].
-template <class T>
-void transpose_in(const T* rows, int64_t stride, int64_t dim, T factor, T* columns) {
-    using L = Lanes<T>;
-    for (int64_t d = 0; d < dim; d += L::kWidth) {
+// [kWidth][words] rows, `stride` bytes apart and readable up to the next multiple of kWidth words, to [words][kRows].
+template <class Step>
+void transpose_in(const char* rows, int64_t stride, int64_t words, typename Step::Word* columns) {
+    using L = typename Step::L;
+    static_assert(sizeof(typename Step::Word) == sizeof(typename Step::T), "words move as lanes of T");
+    for (int64_t d = 0; d < words; d += L::kWidth) {
         typename L::V square[L::kWidth];
-        for (int i = 0; i < L::kWidth; ++i) square[i] = L::load(rows + i * stride + d);
+        for (int i = 0; i < L::kWidth; ++i) {
+            square[i] = L::load(reinterpret_cast<const typename Step::T*>(rows + i * stride) + d);
+        }
         L::transpose(square);
-        for (int i = 0; i < L::kWidth; ++i) L::store(columns + (d + i) * kRows, square[i] * L::all(factor));
+        for (int i = 0; i < L::kWidth; ++i) {
+            L::store(reinterpret_cast<typename Step::T*>(columns) + (d + i) * kRows, square[i]);
+        }
     }
 }
 
@@ -42,38 +47,44 @@ void transpose_out(const T* columns, int64_t dim, typename Lanes<T>::V factor, t
     }
 }
 
-// scores[key][row] = sum_d keys[key][d] * query[d][row] for `Keys` keys and `Vectors` vectors of rows.
-template <class T, int Vectors, int Keys>
-inline void score_tile(const T* query, const T* keys, int64_t key_stride, int64_t dim, T* scores) {
-    using L = Lanes<T>;
+// scores[key][row] = scale * sum_d keys[key][d] * query[d][row] for `Keys` keys and `Vectors` vectors of rows.
+template <class Step, int Vectors, int Keys>
+inline void score_tile(const typename Step::Word* query, const char* keys, int64_t key_stride, int64_t words,
+                       typename Step::T scale, typename Step::T* scores) {
+    using L = typename Step::L;
+    using Word = typename Step::Word;
     typename L::V sum[Keys][Vectors];
 #pragma GCC unroll 8
     for (int k = 0; k < Keys; ++k) {
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) sum[k][v] = L::all(0);
     }
-    for (int64_t d = 0; d < dim; ++d) {
-        typename L::V rows[Vectors];
+    for (int64_t d = 0; d < words; ++d) {
+        typename Step::V rows[Vectors];
 #pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) rows[v] = L::load(query + d * kRows + v * L::kWidth);
+        for (int v = 0; v < Vectors; ++v) rows[v] = Step::load(query + d * kRows + v * L::kWidth);
 #pragma GCC unroll 8
         for (int k = 0; k < Keys; ++k) {
-            const auto key = L::all(keys[k * key_stride + d]);
+            Word word;
+            std::memcpy(&word, keys + k * key_stride + d * int64_t(sizeof(Word)), sizeof word);
+            const auto key = Step::all(word);
 #pragma GCC unroll 8
-            for (int v = 0; v < Vectors; ++v) sum[k][v] = L::fma(key, rows[v], sum[k][v]);
+            for (int v = 0; v < Vectors; ++v) sum[k][v] = Step::add_product(key, rows[v], sum[k][v]);
         }
     }
 #pragma GCC unroll 8
     for (int k = 0; k < Keys; ++k) {
 #pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) L::store(scores + k * kRows + v * L::kWidth, sum[k][v]);
+        for (int v = 0; v < Vectors; ++v) L::store(scores + k * kRows + v * L::kWidth, sum[k][v] * L::all(scale));
     }
 }
 
-// out[d][row] = out[d][row] * decay[row] + sum_k values[k][d] * prob[k][row] for `Dims` dims and `Vectors` vectors.
-template <class T, int Vectors, int Dims>
-inline void value_tile(const T* prob, const T* values, int64_t value_stride, int64_t keys, const T* decay, T* out) {
-    using L = Lanes<T>;
+// out[d][row] = out[d][row] * decay[row] + sum_k values[k][d] * prob[k][row] for `Dims` dims and `Vectors` vectors;
+// the stride of values is in words.
+template <class Step, int Vectors, int Dims>
+inline void value_tile(const typename Step::Word* prob, const typename Step::Word* values, int64_t value_stride,
+                       int64_t keys, const typename Step::T* decay, typename Step::T* out) {
+    using L = typename Step::L;
     typename L::V sum[Dims][Vectors];
 #pragma GCC unroll 8
     for (int d = 0; d < Dims; ++d) {
@@ -83,14 +94,14 @@ inline void value_tile(const T* prob, const T* values, int64_t value_stride, int
         }
     }
     for (int64_t k = 0; k < keys; ++k) {
-        typename L::V rows[Vectors];
+        typename Step::V rows[Vectors];
 #pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) rows[v] = L::load(prob + k * kRows + v * L::kWidth);
+        for (int v = 0; v < Vectors; ++v) rows[v] = Step::load(prob + k * kRows + v * L::kWidth);
 #pragma GCC unroll 8
         for (int d = 0; d < Dims; ++d) {
-            const auto value = L::all(values[k * value_stride + d]);
+            const auto value = Step::all(values[k * value_stride + d]);
 #pragma GCC unroll 8
-            for (int v = 0; v < Vectors; ++v) sum[d][v] = L::fma(value, rows[v], sum[d][v]);
+            for (int v = 0; v < Vectors; ++v) sum[d][v] = Step::add_product(value, rows[v], sum[d][v]);
         }
     }
 #pragma GCC unroll 8
@@ -100,7 +111,7 @@ inline void value_tile(const T* prob, const T* values, int64_t value_stride, int
     }
 }
 
-// Calls body.template operator()<N>() for the N in 1 .. Most that equals n.
+// Calls body(std::integral_constant<int, n>) for an n in 1 .. Most.
 template <int Most, class Body>
 inline void with_constant(int n, Body&& body) {
     if constexpr (Most >= 1) {
@@ -112,35 +123,35 @@ inline void with_constant(int n, Body&& body) {
     }
 }
 
-// Scores of keys 0 .. count - 1 for vectors first .. last - 1 of rows.
-template <class T>
-void score_rows(const T* query, const T* keys, int64_t key_stride, int64_t dim, int64_t count, int first, int last,
-                T* scores) {
-    using L = Lanes<T>;
+// Scores of `count` keys for vectors first .. last - 1 of rows; strides of keys are in bytes.
+template <class Step>
+void score_rows(const typename Step::Word* query, const char* keys, int64_t key_stride, int64_t words, int64_t count,
+                int first, int last, typename Step::T scale, typename Step::T* scores) {
+    using L = typename Step::L;
     for (int v = first; v < last; v += L::kTileVectors) {
         with_constant<L::kTileVectors>(std::min(L::kTileVectors, last - v), [&](auto vectors) {
             const int64_t shift = v * L::kWidth;
             for (int64_t k = 0; k < count; k += L::kTileKeys) {
                 with_constant<L::kTileKeys>(int(std::min<int64_t>(L::kTileKeys, count - k)), [&](auto tile) {
-                    score_tile<T, decltype(vectors)::value, decltype(tile)::value>(
-                        query + shift, keys + k * key_stride, key_stride, dim, scores + k * kRows + shift);
+                    score_tile<Step, decltype(vectors)::value, decltype(tile)::value>(
+                        query + shift, keys + k * key_stride, key_stride, words, scale, scores + k * kRows + shift);
                 });
             }
         });
     }
 }
 
-// out = out * decay + prob^T values, for all `dims` columns of `keys` values.
-template <class T>
-void accumulate_values(const T* prob, const T* values, int64_t value_stride, int64_t keys, int64_t dims, int vectors,
-                       const T* decay, T* out) {
-    using L = Lanes<T>;
+// out = out * decay + prob^T values, for all `dims` columns of `keys` words of values.
+template <class Step>
+void accumulate_values(const typename Step::Word* prob, const typename Step::Word* values, int64_t value_stride,
+                       int64_t keys, int64_t dims, int vectors, const typename Step::T* decay, typename Step::T* out) {
+    using L = typename Step::L;
     for (int v = 0; v < vectors; v += L::kTileVectors) {
         with_constant<L::kTileVectors>(std::min(L::kTileVectors, vectors - v), [&](auto tile_vectors) {
             const int64_t shift = v * L::kWidth;
             for (int64_t d = 0; d < dims; d += L::kTileKeys) {
                 with_constant<L::kTileKeys>(int(std::min<int64_t>(L::kTileKeys, dims - d)), [&](auto tile) {
-                    value_tile<T, decltype(tile_vectors)::value, decltype(tile)::value>(
+                    value_tile<Step, decltype(tile_vectors)::value, decltype(tile)::value>(
                         prob + shift, values + d, value_stride, keys, decay + shift, out + d * kRows + shift);
                 });
             }

@@ -19,7 +19,7 @@ template <class T>
 struct Workspace {
     using Int = typename Lanes<T>::Int;
     T *query, *keys, *values, *features, *scores, *out, *feature_out, *block_max, *block_shift, *kept;
-    T *factor, *row, *staging;
+    T *factor, *row, *staging, *paired_prob;
     bool counted[kRows];
     int32_t* key_tags;
     RowState<T> state;
@@ -70,6 +70,7 @@ struct Workspace {
         // Rounded up to whole vectors, so that square transposes need no edges.
         const int64_t key_dim = whole_vectors(problem.key_dim), value_dim = whole_vectors(problem.value_dim);
         take(&query, key_dim * kRows);
+        take(&paired_prob, kHasPairs && sizeof(T) == 4 ? (kBlockKeys / 2) * kRows : 0);
         take(&staging, std::max(key_dim, value_dim) * Lanes<T>::kWidth);
         take(&keys, problem.key_dim * kConvertKeys);
         take(&values, problem.value_dim * kBlockKeys);

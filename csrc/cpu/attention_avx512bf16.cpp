@@ -1,0 +1,12 @@
+// The kernel for AVX-512 with products of bfloat16 pairs; compiled with those flags by setup.py.
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__) && \
+    defined(__AVX512BF16__)
+#define ATTNCAP_ISA avx512bf16
+#define ATTNCAP_AVX512
+#define ATTNCAP_BF16
+#include "cpu/run.h"
+
+namespace attncap {
+ATTNCAP_DEFINE_ENTRY(attention_avx512bf16)
+}  // namespace attncap
+#endif

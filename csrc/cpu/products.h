@@ -1,0 +1,218 @@
+// The two matrix products of a task, as its tensors' dtypes, strides and sizes suit best:
+//
+//   tiles of T     keys and values as they lie where they are T with unit stride, converted a few at a time otherwise
+//   tiles of pairs bfloat16 tensors on processors that multiply bfloat16 pairs: twice the work an instruction, the
+//                  scores as exact as in float, the probabilities rounded to bfloat16 for the output alone
+//   narrow rows    one or two rows
+#pragma once
+
+#include "cpu/mask.h"
+#include "cpu/narrow.h"
+#include "cpu/workspace.h"
+
+namespace attncap {
+namespace ATTNCAP_ISA {
+
+// Up to kRows query rows of one head of one sequence.
+struct Task {
+    const Problem& problem;
+    const Sequence& sequence;
+    int64_t head, row0, rows;
+
+    Task(const Problem& p, const Sequence& s, int64_t head_index, int64_t first_row)
+        : problem(p), sequence(s), head(head_index), row0(first_row), rows(std::min(kRows, s.rows - first_row)) {}
+
+    int64_t key_head() const { return head / (problem.heads / problem.key_heads); }
+    int64_t row_at(int64_t i) const { return sequence.row0 + row0 + i; }  // in the tensors
+};
+
+template <class T>
+class Products {
+    using L = Lanes<T>;
+    static constexpr bool kPairing = kHasPairs && sizeof(T) == 4;
+
+  public:
+    Products(const Task& task, Workspace<T>* workspace)
+        : t_(task),
+          p_(task.problem),
+          w_(*workspace),
+          vectors_(int((task.rows + L::kWidth - 1) / L::kWidth)),
+          narrow_(task.rows <= kNarrowRows),
+          pairs_(kPairing && !narrow_ && can_pair()) {}
+
+    void load_queries() {
+        if (narrow_) {
+            for (int64_t i = 0; i < t_.rows; ++i) load_query_row(i, w_.query + i * p_.key_dim);
+            return;
+        }
+        if constexpr (kPairing) {
+            if (pairs_) return transpose_queries<Pairs<T>>(p_.key_dim / 2);
+        }
+        transpose_queries<Plain<T>>(p_.key_dim);
+    }
+
+    // scale * <query, key> of keys key0 .. key1 - 1; tiles of keys that no row of a vector sees are left at -inf.
+    void scores(const SeenRange<T>& seen, int64_t key0, int64_t key1, T* scores) {
+        for (int64_t key = key0; key < key1; key += kConvertKeys) {
+            const int64_t count = std::min(kConvertKeys, key1 - key);
+            T* here = scores + (key - key0) * kRows;
+            if constexpr (kPairing) {
+                if (pairs_) {
+                    const int64_t bytes = p_.key.stride[2] * item_size(p_.key.dtype);
+                    score_seen<Pairs<T>>(seen, row(p_.key, key), bytes, p_.key_dim / 2, key, count, here);
+                    continue;
+                }
+            }
+            int64_t stride;
+            const T* keys = rows_of(p_.key, key, count, p_.key_dim, w_.keys, &stride);
+            if (narrow_) {
+                narrow_scores(w_.query, p_.key_dim, t_.rows, keys, stride, p_.key_dim, count, T(p_.scale), here);
+            } else {
+                score_seen<Plain<T>>(seen, reinterpret_cast<const char*>(keys), stride * int64_t(sizeof(T)), p_.key_dim,
+                                     key, count, here);
+            }
+        }
+    }
+
+    // out = out * decay + exponentials^T values, and the same for the features.
+    void add_values(const T* exponentials, int64_t key0, int64_t key1, const T* decay) {
+        const int64_t count = key1 - key0;
+        if (pairs_) {
+            add_paired_values(exponentials, key0, count, decay);
+        } else {
+            int64_t stride;
+            const T* values = rows_of(p_.value, key0, count, p_.value_dim, w_.values, &stride);
+            add_plain(exponentials, values, stride, count, p_.value_dim, decay, w_.out);
+        }
+        if (p_.features == 0) return;
+        for (int64_t k = 0; k < count; ++k) {
+            const char* from = p_.key_features.at(t_.sequence.batch, t_.sequence.key0 + key0 + k);
+            load_strided(w_.features + k * p_.features, from, p_.key_features.dtype, p_.key_features.stride[2],
+                         p_.features);
+        }
+        add_plain(exponentials, w_.features, p_.features, count, p_.features, decay, w_.feature_out);
+    }
+
+  private:
+    const Task& t_;
+    const Problem& p_;
+    Workspace<T>& w_;
+    const int vectors_;
+    const bool narrow_, pairs_;
+
+    bool can_pair() const {
+        return p_.query.dtype == DType::bfloat16 && p_.key_dim % 2 == 0 && p_.query.stride[3] == 1 &&
+               p_.key.stride[3] == 1;
+    }
+
+    const char* row(const Array& array, int64_t key) const {
+        return array.at(t_.sequence.batch, t_.key_head(), t_.sequence.key0 + key);
+    }
+
+    void load_query_row(int64_t i, T* out) const {
+        const char* from = p_.query.at(t_.sequence.batch, t_.head, t_.row_at(i));
+        load_strided(out, from, p_.query.dtype, p_.query.stride[3], p_.key_dim);
+    }
+
+    // Queries to [word][row]; rows past the last repeat it.
+    template <class Step>
+    void transpose_queries(int64_t words) {
+        const int64_t whole = (words + L::kWidth - 1) / L::kWidth * L::kWidth, bytes = words * int64_t(sizeof(T));
+        auto* columns = reinterpret_cast<typename Step::Word*>(w_.query);
+        const bool own = p_.query.stride[3] == 1 && item_size(p_.query.dtype) * p_.key_dim == bytes;
+        for (int64_t first = 0; first < vectors_ * L::kWidth; first += L::kWidth) {
+            if (own && words == whole && first + L::kWidth <= t_.rows) {
+                const char* from = p_.query.at(t_.sequence.batch, t_.head, t_.row_at(first));
+                transpose_in<Step>(from, p_.query.stride[2] * item_size(p_.query.dtype), words, columns + first);
+                continue;
+            }
+            for (int64_t i = 0; i < L::kWidth; ++i) {
+                const int64_t here = std::min(first + i, t_.rows - 1);
+                T* to = w_.staging + i * whole;
+                if (own) {
+                    std::memcpy(to, p_.query.at(t_.sequence.batch, t_.head, t_.row_at(here)), size_t(bytes));
+                } else {
+                    load_query_row(here, to);
+                }
+            }
+            const auto* staged = reinterpret_cast<const char*>(w_.staging);
+            transpose_in<Step>(staged, whole * int64_t(sizeof(T)), words, columns + first);
+        }
+    }
+
+    // `count` rows of a key-like tensor as T with unit stride: where they lie, or converted into `copy`.
+    const T* rows_of(const Array& array, int64_t key0, int64_t count, int64_t dim, T* copy, int64_t* stride) const {
+        const char* first = row(array, key0);
+        if (array.dtype == kOwn<T> && (array.stride[3] == 1 || dim == 1)) {
+            *stride = array.stride[2];
+            return reinterpret_cast<const T*>(first);
+        }
+        *stride = dim;
+        const int64_t step = array.stride[2] * item_size(array.dtype);
+        for (int64_t k = 0; k < count; ++k) {
+            load_strided(copy + k * dim, first + k * step, array.dtype, array.stride[3], dim);
+        }
+        return copy;
+    }
+
+    template <class Step>
+    void score_seen(const SeenRange<T>& seen, const char* keys, int64_t stride, int64_t words, int64_t key0,
+                    int64_t count, T* scores) {
+        const auto* query = reinterpret_cast<const typename Step::Word*>(w_.query);
+        for (int64_t k = 0; k < count; k += L::kTileKeys) {
+            const int64_t tile = std::min<int64_t>(L::kTileKeys, count - k);
+            int first, last;
+            seen.active(key0 + k, key0 + k + tile, vectors_, &first, &last);
+            T* here = scores + k * kRows;
+            if (last - first < vectors_) std::fill(here, here + tile * kRows, T(-INFINITY));
+            score_rows<Step>(query, keys + k * stride, stride, words, tile, first, last, T(p_.scale), here);
+        }
+    }
+
+    void add_plain(const T* exponentials, const T* values, int64_t stride, int64_t keys, int64_t dims, const T* decay,
+                   T* out) {
+        if (narrow_) {
+            narrow_values(exponentials, values, stride, keys, dims, t_.rows, decay, out);
+        } else {
+            accumulate_values<Plain<T>>(exponentials, values, stride, keys, dims, vectors_, decay, out);
+        }
+    }
+
+    // Probabilities and values of two neighbouring keys in one word; a last odd key is paired with zeros.
+    void add_paired_values(const T* exponentials, int64_t key0, int64_t count, const T* decay) {
+        if constexpr (kPairing) {
+            const int64_t pairs = (count + 1) / 2, dims = p_.value_dim;
+            auto* prob = reinterpret_cast<uint32_t*>(w_.paired_prob);
+            auto* values = reinterpret_cast<uint32_t*>(w_.values);
+            for (int64_t pair = 0; pair < pairs; ++pair) {
+                const bool both = 2 * pair + 1 < count;
+                const T* from = exponentials + 2 * pair * kRows;
+                for (int64_t r = 0; r < vectors_ * L::kWidth; r += L::kWidth) {
+                    const auto second = both ? L::load(from + kRows + r) : L::all(0);
+                    Pairs<T>::store_rounded(prob + pair * kRows + r, L::load(from + r), second);
+                }
+                const int64_t step = p_.value.stride[3] * 2;
+                const char* above = row(p_.value, key0 + 2 * pair);
+                const char* below = both ? row(p_.value, key0 + 2 * pair + 1) : above;
+                pair_rows(above, below, step, dims, both, values + pair * dims);
+            }
+            accumulate_values<Pairs<T>>(prob, values, dims, pairs, dims, vectors_, decay, w_.out);
+        }
+    }
+
+    static void pair_rows(const char* first, const char* second, int64_t step, int64_t dims, bool both, uint32_t* out) {
+        const uint32_t keep = both ? 0xffff0000 : 0;
+        if (step == 2) {  // a loop of known step is one the compiler vectorises
+            for (int64_t d = 0; d < dims; ++d) {
+                out[d] = read<uint16_t>(first + 2 * d) | ((uint32_t(read<uint16_t>(second + 2 * d)) << 16) & keep);
+            }
+            return;
+        }
+        for (int64_t d = 0; d < dims; ++d) {
+            out[d] = read<uint16_t>(first + d * step) | ((uint32_t(read<uint16_t>(second + d * step)) << 16) & keep);
+        }
+    }
+};
+
+}  // namespace ATTNCAP_ISA
+}  // namespace attncap
