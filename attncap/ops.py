@@ -113,10 +113,11 @@ def _shapes(
 
 def _new_stats(query: Tensor, shapes: dict[str, tuple[int, ...]]) -> HeadStats:
     compute = torch.float64 if query.dtype == torch.float64 else torch.float32
-    tensors = {
-        name: query.new_zeros(shape, dtype=torch.int32 if name == "topk_index" else compute)
-        for name, shape in shapes.items()
-    }
+    tensors = {}
+    for name, shape in shapes.items():
+        # The kernels write every row, but only the keys that some row may see.
+        new = query.new_zeros if name == "received_mass" else query.new_empty
+        tensors[name] = new(shape, dtype=torch.int32 if name == "topk_index" else compute)
     return HeadStats(**tensors)
 
 

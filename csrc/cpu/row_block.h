@@ -189,11 +189,39 @@ class RowBlock {
             store_rows(p_.offset_mass, int64_t(o), probabilities(s_.offset_score + o * kRows));
         }
         for (int64_t t = 0; t < p_.topk; ++t) {
-            store_rows(p_.topk_prob, t, probabilities(s_.top.score + t * kRows));
-            for (int64_t i = 0; i < t_.rows; ++i) {
-                const int32_t key = w_.counted[i] ? int32_t(s_.top.key[t * kRows + i]) : -1;
-                std::memcpy(p_.topk_index.at(t_.sequence.batch, t_.head, t_.row_at(i), t), &key, sizeof key);
+            const T* values = probabilities(s_.top.score + t * kRows);
+            std::copy(values, values + vectors_ * L::kWidth, s_.top.score + t * kRows);
+        }
+        for (int v = 0; v < vectors_; ++v) {
+            for (int64_t t = 0; t < p_.topk; t += L::kWidth) store_topk_square(v * L::kWidth, t);
+        }
+    }
+
+    // Entries t0 .. t0 + kWidth - 1 of the lists of kWidth rows, turned so that each row's lie together.
+    void store_topk_square(int64_t row0, int64_t t0) {
+        const int64_t entries = std::min<int64_t>(L::kWidth, p_.topk - t0);
+        typename L::V prob[L::kWidth], key[L::kWidth];
+        for (int64_t i = 0; i < L::kWidth; ++i) {
+            const int64_t at = (t0 + std::min(i, entries - 1)) * kRows + row0;
+            prob[i] = L::load(s_.top.score + at);
+            key[i] = L::from_bits(L::load_int(s_.top.key + at));
+        }
+        L::transpose(prob);
+        L::transpose(key);
+        for (int64_t i = 0; i < std::min<int64_t>(L::kWidth, t_.rows - row0); ++i) {
+            T row[L::kWidth];
+            Int row_key[L::kWidth];
+            int32_t index[L::kWidth];
+            L::store(row, prob[i]);
+            L::store_int(row_key, L::bits(key[i]));
+            const bool counted = w_.counted[row0 + i];
+            for (int64_t t = 0; t < entries; ++t) {
+                row[t] = counted ? row[t] : T(0);
+                index[t] = counted ? int32_t(row_key[t]) : -1;
             }
+            const int64_t at = t_.row_at(row0 + i);
+            std::memcpy(p_.topk_prob.at(t_.sequence.batch, t_.head, at, t0), row, size_t(entries) * sizeof(T));
+            std::memcpy(p_.topk_index.at(t_.sequence.batch, t_.head, at, t0), index, size_t(entries) * sizeof(int32_t));
         }
     }
 

@@ -120,12 +120,18 @@ struct TopK {
         for (int64_t hit = 0; hit < hits; ++hit) {
             const int64_t lane = reached[hit] % L::kWidth, first = reached[hit] / L::kWidth * kGroupKeys;
             int64_t n = counts_[lane];
-            for (int64_t i = first; i < std::min(count, first + kGroupKeys); ++i) {
+            auto offer = [&](int64_t i) {
                 // Written always and counted only when it reaches the bound: no branch to mispredict.
                 const T value = column[i * kRows + lane];
                 candidate[n * L::kWidth + lane] = value;
                 candidate_key[n * L::kWidth + lane] = Int(key0 + i);
                 n += bounds[lane] <= value;
+            };
+            if (first + kGroupKeys <= count) {
+#pragma GCC unroll 4
+                for (int64_t i = 0; i < kGroupKeys; ++i) offer(first + i);
+            } else {
+                for (int64_t i = first; i < count; ++i) offer(i);
             }
             counts_[lane] = n;
         }
