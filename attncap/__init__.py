@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from attncap import tags
 from attncap.api import attention, attention_varlen
+from attncap.capture import Capture, capture
 from attncap.dispatch import available_impls, last_impl
 from attncap.sdpa import scaled_dot_product_attention
 from attncap.types import AttncapError, HeadStats, MissingExtraError, StatSpec, UnsupportedError
@@ -23,4 +25,5 @@ __all__ = [
     "capture",
     "last_impl",
     "scaled_dot_product_attention",
+    "tags",
 ]

@@ -18,7 +18,9 @@ from attncap.types import HeadStats, StatSpec, UnsupportedError
 class Recorder(Protocol):
     """Who wants the statistics of the calls made while it is open."""
 
-    spec: StatSpec
+    @property
+    def spec(self) -> StatSpec:
+        """What the next call is to capture."""
 
     def record_call(self, stats: HeadStats) -> None:
         """Take the statistics of one call."""

@@ -1,0 +1,55 @@
+# Every target does its own set-up: Python 3.10 or newer with venv, make and a C++17 compiler are all it needs.
+#   make demo    scan a real model over real text, print the most telling heads, write the report
+#   make test    run the tests
+#   make lint    ruff, mypy, clang-format
+#   make bench   time attncap against eager attention
+#   make clean   remove what was built (the virtual environment stays)
+# PYTHON names the interpreter the environment is made with, VENV the folder it is made in.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin
+
+NATIVE := $(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' \))
+
+# Two test processes share the cores; each takes one thread unless a test asks for more.
+TEST_JOBS ?= 2
+TEST_THREADS ?= 1
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.attncap-demo
+	$(RUN)/attncap demo
+
+test: $(VENV)/.attncap-test
+	OMP_NUM_THREADS=$(TEST_THREADS) $(RUN)/python -m pytest -n $(TEST_JOBS)
+
+lint: $(VENV)/.attncap-dev
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' \
+		| xargs $(RUN)/clang-format --dry-run -Werror
+
+bench: $(VENV)/.attncap-test
+	$(RUN)/python -m benchmarks.compare_cpu
+
+clean:
+	rm -rf build dist demo *.egg-info attncap/_C*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f $(VENV)/.attncap-*
+	find attncap benchmarks kernels scripts tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# One stamp for the build and one per extra. The build tools are installed first and pinned like everything
+# else, so that the extension is built in this environment: an isolated one would fetch its own, unpinned.
+$(VENV)/.attncap-%: $(VENV)/.attncap-built
+	$(RUN)/python -m pip install --quiet -c constraints.txt "attncap[$*]"
+	touch $@
+
+$(VENV)/.attncap-built: setup.py pyproject.toml constraints.txt $(NATIVE) | $(VENV)/bin/python
+	$(RUN)/python -m pip install --quiet -c constraints.txt setuptools pybind11
+	$(RUN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e .
+	touch $@
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,47 @@
+"""The compiled kernels; see csrc/bindings.cpp."""
+
+from collections.abc import Sequence as Rows
+
+class Array:
+    def __init__(self, data: int, dtype: str, strides: Rows[int]) -> None: ...
+
+class Sequence:
+    def __init__(self, batch: int, row0: int, rows: int, key0: int, keys: int, offset: int) -> None: ...
+
+class Problem:
+    heads: int
+    key_heads: int
+    key_dim: int
+    value_dim: int
+    sequences: list[Sequence]
+    threads: int
+    scale: float
+    softcap: float
+    causal: bool
+    window_left: int
+    window_right: int
+    entropy: bool
+    max: bool
+    distance: bool
+    collision: bool
+    received: bool
+    sink: int
+    diagonal: int
+    topk: int
+    offsets: list[int]
+    tags: int
+    features: int
+
+def attention(problem: Problem) -> None: ...
+def instruction_sets() -> list[str]: ...
+def summarise_rows(
+    values: Array,
+    counted: Array,
+    shape: tuple[int, int, int],
+    outputs: tuple[int, int, int, int, int, int],
+    bins: int,
+    bin_count: int,
+    bin_grid: tuple[int, int, int],
+    bin_signed: bool,
+    threads: int,
+) -> None: ...

@@ -1,0 +1,63 @@
+"""How a capture reaches the attention calls of a model: one adapter per family of models."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from attncap.annotations import Annotations
+from attncap.types import HeadStats, StatSpec
+
+
+class Sink(Protocol):
+    """What an adapter tells about the calls it sees."""
+
+    spec: StatSpec
+
+    def selects(self, module: str) -> bool:
+        """Whether the statistics of this module are wanted."""
+
+    def annotate(self, batch: Mapping[str, Any]) -> Annotations | None:
+        """Tags and features of a batch; None where there are none."""
+
+    def record(
+        self, module: str, stats: HeadStats, annotations: Annotations, seen_keys: Tensor | None, key_mask: Tensor | None
+    ) -> None:
+        """Take the statistics of one call; the other arguments are those of `accumulate.counted_rows`."""
+
+
+class Adapter(Protocol):
+    """One model, made ready to tell a sink about its attention calls."""
+
+    known_layers: tuple[str, ...] | None
+    """Names of the attention modules, in order of definition; None where only running the model tells."""
+
+    def open(self, sink: Sink) -> AbstractContextManager[None]:
+        """Tell `sink` about every attention call made inside the block; everything is undone after it."""
+
+
+def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """(name, module) of the model and all modules in it; the model itself goes by the name of its class."""
+    return [(name or type(model).__name__, module) for name, module in model.named_modules()]
+
+
+def adapter_for(model: nn.Module) -> Adapter:
+    """The adapter of a model.
+
+    Raises:
+        UnsupportedError: the model's attention cannot be captured; the message says why.
+    """
+    # A Transformers model can only exist where transformers was imported already.
+    if "transformers" in sys.modules:
+        from attncap.adapters import transformers
+
+        hosts = transformers.outermost_models(model)
+        if hosts:
+            return transformers.TransformersAdapter(model, hosts)
+    from attncap.adapters.modules import ModuleAdapter
+
+    return ModuleAdapter(model)

@@ -1,0 +1,219 @@
+"""Masks of Transformers models, without the N x N map where that is certain.
+
+Transformers builds one mask per forward and kind of layer and hands it to every attention call. `LazyMask` stands in
+its place: it looks like the (B, 1, Q, K) bool mask, and becomes it as soon as model code computes with it, but an
+attention call that gets it untouched reads from it what the mask was made of.
+
+    B batch  Q query rows  K keys; positions are counted in the key tensor given to the attention call
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import CellType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+from transformers import masking_utils
+
+
+@dataclass(frozen=True)
+class MaskTerms:
+    """What an attention call needs to know of its mask, in the terms of `attncap.attention`."""
+
+    attn_mask: Tensor | None
+    causal: bool
+    window: tuple[int, int] | None
+    query_offset: int
+    seen_keys: Tensor  # broadcastable to (B, H, Q), int64
+    key_mask: Tensor | None = None  # (B, K) bool, False for padding; None where the mask does not tell
+    row_mask: Tensor | None = None  # (B, Q) bool, padding at the rows' own positions; None where it does not tell
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    """A mask that is a rule on positions: causal or not, within a window or not."""
+
+    causal: bool
+    window: tuple[int, int] | None = None
+
+
+class LazyMask(Tensor):
+    """A (B, 1, Q, K) bool mask that is made when it is needed, in the form that is needed.
+
+    Args:
+        request: the keyword arguments with which Transformers asked for the mask.
+    """
+
+    request: Mapping[str, Any]
+    _dense: Tensor | None
+    _native: dict[str, Tensor | None]
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, request: Mapping[str, Any]) -> LazyMask:
+        shape = (request["batch_size"], 1, request["q_length"], request["kv_length"])
+        device = torch.device(request.get("device", "cpu"))
+        mask: LazyMask = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=device)
+        return mask
+
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        # A static cache gives its offset as a tensor that it changes in place later, so it is read now: one wait per
+        # mask, not per layer.
+        offsets = {name: int(request.get(name, 0)) for name in ("q_offset", "kv_offset")}
+        self.request = {**request, **offsets}
+        self._dense = None
+        self._native = {}
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        args, kwargs = tree_map_only(LazyMask, lambda mask: mask.dense(), (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"LazyMask(shape={tuple(self.shape)})"
+
+    def dense(self) -> Tensor:
+        """The mask itself, made once: an in-place change by the model stays."""
+        if self._dense is None:
+            wanted = {**self.request, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+            dense = masking_utils.sdpa_mask(**wanted)
+            assert dense is not None
+            self._dense = dense
+        return self._dense
+
+    def native(self, implementation: str) -> Tensor | None:
+        """The mask as Transformers would have made it for another implementation."""
+        if implementation not in self._native:
+            makers = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
+            made = makers[implementation](**self.request) if implementation in makers else None
+            self._native[implementation] = made
+        return self._native[implementation]
+
+    @cached_property
+    def terms(self) -> MaskTerms:
+        """The mask as arguments of `attncap.attention`; nothing of size Q x K unless the pattern asks for it."""
+        pattern = None if self._dense is not None else _pattern(self.request)
+        padding = self._padding
+        keys, rows = self.request["kv_length"], self.request["q_length"]
+        first_row, first_key = self.request["q_offset"], self.request["kv_offset"]
+        key_mask = None if padding is None else padding[:, first_key : first_key + keys]
+        row_mask = None if padding is None else padding[:, first_row : first_row + rows]
+        if row_mask is not None and row_mask.shape[1] != rows:
+            row_mask = None
+        if pattern is None:
+            mask = self.dense()
+            return MaskTerms(mask, False, None, first_row - first_key, mask.sum(-1), key_mask, None)
+        offset = first_row - first_key
+        return MaskTerms(
+            attn_mask=None if key_mask is None else key_mask[:, None, None],
+            causal=pattern.causal,
+            window=pattern.window,
+            query_offset=offset,
+            seen_keys=_seen_keys(pattern, offset, rows, keys, key_mask, torch.device(self.device)),
+            key_mask=key_mask,
+            # Without causality the rows may belong to another sequence than the keys (cross-attention).
+            row_mask=row_mask if pattern.causal else None,
+        )
+
+    @property
+    def _padding(self) -> Tensor | None:
+        """(B, positions) bool, True for tokens, in the cache's positions."""
+        mask = self.request.get("attention_mask")
+        if mask is None:
+            return None
+        keys, first_key = self.request["kv_length"], self.request["kv_offset"]
+        padding: Tensor = masking_utils.prepare_padding_mask(mask, keys, first_key).to(torch.bool)
+        return padding
+
+
+def make_mask(**request: Any) -> Tensor:
+    """The mask function to be registered with Transformers, in place of `sdpa_mask`."""
+    return LazyMask(request)
+
+
+def terms_of(mask: Tensor | None, query: Tensor, key: Tensor, *, is_causal: bool) -> MaskTerms:
+    """What any mask of an attention call means.
+
+    Args:
+        mask: a `LazyMask`; a bool or additive mask that the model or the user made; or None.
+        query: (B, H, Q, D). key: (B, G, K, D).
+        is_causal: the module's word, which counts only without a mask, as in Transformers' own functions.
+    """
+    if isinstance(mask, LazyMask):
+        return mask.terms
+    rows, keys = query.shape[2], key.shape[2]
+    if mask is None:
+        # Several rows without a mask mean upper-left alignment: the keys of a static cache beyond Q are not seen.
+        causal = is_causal and rows > 1
+        pattern = _Pattern(causal)
+        offset = 0 if causal or not is_causal else keys - rows
+        return MaskTerms(None, causal, None, offset, _seen_keys(pattern, offset, rows, keys, None, query.device))
+    # An additive mask holds the smallest number, not always -inf, where nothing is to be seen.
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    seen_keys = seen.expand(*seen.shape[:-1], keys).sum(-1)
+    return MaskTerms(mask, False, None, keys - rows if is_causal else 0, seen_keys)
+
+
+def _seen_keys(
+    pattern: _Pattern, offset: int, rows: int, keys: int, key_mask: Tensor | None, device: torch.device
+) -> Tensor:
+    """(B or 1, 1, Q): how many keys each row sees, from the ends of its range and running counts of tokens."""
+    position = torch.arange(rows, device=device) + offset
+    first, end = torch.zeros_like(position), torch.full_like(position, keys)
+    if pattern.causal:
+        end = position + 1
+    if pattern.window is not None:
+        left, right = pattern.window
+        first = position - left if left >= 0 else first
+        end = torch.minimum(end, position + right + 1) if right >= 0 else end
+    first, end = first.clamp(0, keys), end.clamp(0, keys)
+    if key_mask is None:
+        return (end - first).clamp_min(0)[None, None]
+    tokens_before = torch.nn.functional.pad(key_mask.to(torch.int64).cumsum(-1), (1, 0))
+    return (tokens_before[:, end] - tokens_before[:, first]).clamp_min(0)[:, None]
+
+
+def _pattern(request: Mapping[str, Any]) -> _Pattern | None:
+    """The rule behind the mask function asked for, or None where it is not certainly one of Transformers' own rules."""
+    if request.get("use_vmap"):
+        return None
+    if request.get("attention_mask") is not None and request["attention_mask"].dim() != 2:
+        return None
+    function = request.get("mask_function", masking_utils.causal_mask_function)
+    if function is masking_utils.causal_mask_function:
+        return _Pattern(causal=True)
+    if function is masking_utils.bidirectional_mask_function:
+        return _Pattern(causal=False)
+    size = request.get("local_size")
+    if isinstance(size, int) and size > 0:
+        # A window of W counts the row's own token in the causal form; in the symmetric form |i - j| <= W.
+        if _same_function(function, masking_utils.sliding_window_causal_mask_function(size)):
+            return _Pattern(causal=True, window=(size - 1, -1))
+        if _same_function(function, masking_utils.sliding_window_bidirectional_mask_function(size)):
+            return _Pattern(causal=False, window=(size, size))
+    return None
+
+
+def _same_function(one: Any, other: Any) -> bool:
+    """Whether two closures have the same code over the same values, which makes them the same function."""
+    if one is other:
+        return True
+    if isinstance(one, (tuple, list)) and type(one) is type(other) and len(one) == len(other):
+        return all(_same_function(mine, theirs) for mine, theirs in zip(one, other, strict=True))
+    if isinstance(one, (int, str)) and type(one) is type(other):
+        return bool(one == other)
+    if not (isinstance(one, FunctionType) and isinstance(other, FunctionType)):
+        return False
+    same_code = one.__code__ is other.__code__ and one.__globals__ is other.__globals__
+    if not same_code or one.__defaults__ != other.__defaults__:
+        return False
+    cells: tuple[tuple[CellType, ...], ...] = (one.__closure__ or (), other.__closure__ or ())
+    return _same_function(*(tuple(cell.cell_contents for cell in side) for side in cells))

@@ -1,0 +1,331 @@
+"""Transformers models: inside a capture their attention goes through attncap, by the library's own registries.
+
+B batch  H query heads  Q query rows  K keys  D head dimension
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from attncap.adapters import Sink, named_modules
+from attncap.adapters.delegate import REGISTRY_ATTRIBUTE, delegate
+from attncap.adapters.masks import LazyMask, MaskTerms, make_mask, terms_of
+from attncap.annotations import Annotations
+from attncap.api import attention
+from attncap.types import UnsupportedError
+
+# Names that hold "flash", "sdpa" or "flex_attention", or a slash, mean something to Transformers.
+_NAME = "attncap"
+
+
+@dataclass
+class _Running:
+    """A Transformers model whose forward is running."""
+
+    model: nn.Module
+    batch: Mapping[str, Any]
+
+
+def outermost_models(model: nn.Module) -> list[PreTrainedModel]:
+    """The Transformers models in a module that are not part of another one."""
+    found: list[PreTrainedModel] = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():  # parents come before their children
+        if isinstance(module, PreTrainedModel) and module not in inside:
+            found.append(module)
+            inside.update(module.modules())
+    return found
+
+
+class TransformersAdapter:
+    """Captures every attention call that goes through Transformers' attention registry.
+
+    Raises:
+        UnsupportedError: the model's attention does not go through it.
+    """
+
+    def __init__(self, root: nn.Module, models: list[PreTrainedModel]) -> None:
+        self._names = {module: name for name, module in named_modules(root)}
+        self._models = models
+        for model in models:
+            if not model._can_set_attn_implementation():
+                raise UnsupportedError(
+                    f"model: the attention of {type(model).__name__} does not go through Transformers' "
+                    "AttentionInterface, so attncap cannot capture it"
+                )
+        self.known_layers: tuple[str, ...] | None = tuple(
+            name for module, name in self._names.items() if _calls_the_registry(type(module))
+        )
+        if not self.known_layers:
+            kinds = ", ".join(type(model).__name__ for model in models)
+            raise UnsupportedError(f"model: {kinds} has no module that calls Transformers' AttentionInterface")
+        self._sink: Sink | None = None
+        self._previous: dict[int, str] = {}  # id of a configuration -> its own implementation
+        self._running: list[_Running] = []
+        self._annotations: Annotations | None = None
+        self._calls = 0
+
+    @contextmanager
+    def open(self, sink: Sink) -> Iterator[None]:
+        """See `Adapter.open`."""
+        self._sink, self._calls = sink, 0
+        self._warn_of_what_escapes()
+        with ExitStack() as undo:
+            name = _register(undo, self._attend)
+            for model in self._models:
+                self._switch(undo, model, name)
+                for module in model.modules():
+                    if isinstance(module, PreTrainedModel):
+                        undo.callback(module.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
+                        undo.callback(module.register_forward_hook(self._leave, always_call=True).remove)
+                undo.callback(model.register_forward_hook(self._refuse_silence).remove)
+            undo.callback(self._running.clear)
+            yield
+
+    def _switch(self, undo: ExitStack, model: PreTrainedModel, name: str) -> None:
+        """Set the implementation of a model and put back each configuration's own value afterwards."""
+        for config in _configurations(model):
+            before = config._attn_implementation_internal
+            if str(before).startswith(_NAME):
+                raise RuntimeError(
+                    f"capture: the configuration of {type(model).__name__} is shared with a model that is being "
+                    "captured already; give each model a copy of its own"
+                )
+            self._previous[id(config)] = before
+            undo.callback(setattr, config, "_attn_implementation_internal", before)
+        try:
+            model.set_attn_implementation(name)
+        except ValueError as error:
+            raise UnsupportedError(f"model: {type(model).__name__} refuses another attention: {error}") from error
+        if model.config._attn_implementation != name:
+            raise UnsupportedError(f"model: {type(model).__name__} did not take another attention implementation")
+
+    def _warn_of_what_escapes(self) -> None:
+        """Name the parts of the model that compute attention by other means."""
+        escaping = [name for module, name in self._names.items() if isinstance(module, nn.MultiheadAttention)]
+        escaping += [
+            name
+            for module, name in self._names.items()
+            if isinstance(module, PreTrainedModel) and not module._can_set_attn_implementation()
+        ]
+        if escaping:
+            warnings.warn(
+                f"not captured, for their attention does not go through Transformers' AttentionInterface: "
+                f"{', '.join(escaping)}",
+                stacklevel=4,
+            )
+
+    # Hooks: which model is running, with which arguments.
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        batch = _bind(module, args, kwargs)
+        self._running.append(_Running(module, batch))
+        if len(self._running) == 1:
+            assert self._sink is not None
+            self._annotations = self._sink.annotate(batch)
+
+    def _leave(self, module: nn.Module, _args: Any, _result: Any) -> None:
+        # A hook of someone else may have raised before `_enter` ran: then there is nothing to leave.
+        if any(entry.model is module for entry in self._running):
+            while self._running.pop().model is not module:
+                pass
+        if not self._running:
+            self._annotations = None
+
+    def _refuse_silence(self, module: nn.Module, _args: Any, _result: Any) -> None:
+        if not self._calls:
+            raise UnsupportedError(
+                f"model: the forward of {type(module).__name__} made no call of Transformers' AttentionInterface, so "
+                "nothing was captured"
+            )
+
+    # The attention function.
+
+    def _attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        is_causal: bool | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        cache: Any = None,
+        **others: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """query (B,H,Q,D), key and value (B,G,K,D) -> (out (B,Q,H,D) contiguous, None)."""
+        assert self._sink is not None
+        name = self._names.get(module)
+        self._calls += name is not None
+        # A module without a name belongs to another model of the same configuration.
+        if name is None or not self._sink.selects(name):
+            given: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "softcap": softcap}
+            given |= {"s_aux": s_aux, "position_bias": position_bias, "cache": cache, **others}
+            return delegate(self._previous_of(module), module, query, key, value, attention_mask, given)
+        _refuse(name, dropout, cache)
+        if query.shape[0] != key.shape[0]:  # learned queries of batch 1
+            query = query.expand(key.shape[0], -1, -1, -1)
+        causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+        terms = terms_of(attention_mask, query, key, is_causal=causal)
+        annotations = self._annotations_for(name, query, key)
+        query_mask = self._query_mask(terms, attention_mask, query, key)
+        out, stats = attention(
+            query,
+            key,
+            value,
+            self._sink.spec,
+            attn_mask=terms.attn_mask if position_bias is None else _biased(position_bias, terms.attn_mask),
+            causal=terms.causal,
+            scale=scaling,
+            window=terms.window,
+            softcap=softcap,
+            sink_logits=s_aux,
+            query_offset=terms.query_offset,
+            query_mask=query_mask,
+            query_tags=annotations.query_tags,
+            key_tags=annotations.key_tags,
+            key_features=annotations.key_features,
+        )
+        key_mask = self._key_mask(terms, key)
+        self._sink.record(name, stats, annotations, terms.seen_keys, key_mask)
+        return out.transpose(1, 2).contiguous(), None
+
+    def _previous_of(self, module: nn.Module) -> str:
+        """The implementation that a module would use without the capture."""
+        config = getattr(module, "config", None)
+        return self._previous.get(id(config)) or self._previous[id(self._models[0].config)]
+
+    def _annotations_for(self, name: str, query: Tensor, key: Tensor) -> Annotations:
+        annotations = self._annotations
+        if annotations is None:
+            return Annotations()
+        rows, keys, device = query.shape[2], key.shape[2], query.device
+        for what, tensor, expected in (
+            ("query tags", annotations.query_tags, (query.shape[0], rows)),
+            ("key tags", annotations.key_tags, (query.shape[0], keys)),
+        ):
+            _check_tokens(name, what, None if tensor is None else tuple(tensor.shape[1:]), expected)
+        features = annotations.key_features
+        _check_tokens(name, "features", None if features is None else tuple(features.shape[:2]), (key.shape[0], keys))
+        moved = (annotations.query_tags, annotations.key_tags, features)
+        query_tags, key_tags, features = (None if tensor is None else tensor.to(device) for tensor in moved)
+        return Annotations(annotations.tag_names, query_tags, key_tags, annotations.feature_names, features)
+
+    def _query_mask(self, terms: MaskTerms, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+        """(B, Q) bool: rows that are tokens; None where nothing says that some are not."""
+        rows, keys = query.shape[2], key.shape[2]
+        if terms.row_mask is not None:
+            return terms.row_mask
+        crosses = self._argument("encoder_hidden_states") is not None
+        # The mask's own padding comes first: audio models are given one entry per sample, not per frame.
+        if isinstance(mask, LazyMask) and terms.key_mask is not None and rows == keys and not crosses:
+            return terms.key_mask
+        given = self._argument("attention_mask")
+        if not isinstance(given, Tensor) or given.dim() != 2 or given.shape[0] != query.shape[0]:
+            return None
+        # While decoding the mask has the total length: the rows are its last ones.
+        fits = given.shape[1] >= rows if crosses else given.shape[1] in (rows, keys)
+        return given[:, given.shape[1] - rows :].to(query.device, torch.bool) if fits else None
+
+    def _key_mask(self, terms: MaskTerms, key: Tensor) -> Tensor | None:
+        """(B, K) bool: keys that are tokens; None where nothing says that some are not."""
+        if terms.key_mask is not None:
+            return terms.key_mask
+        given = self._argument("attention_mask")
+        if self._argument("encoder_hidden_states") is not None or not isinstance(given, Tensor):
+            return None
+        fits = given.dim() == 2 and tuple(given.shape) == (key.shape[0], key.shape[2])
+        return given.to(key.device, torch.bool) if fits else None
+
+    def _argument(self, name: str) -> Any:
+        """An argument of the innermost running model's forward."""
+        return self._running[-1].batch.get(name) if self._running else None
+
+
+def _refuse(name: str, dropout: float, cache: Any) -> None:
+    if dropout:
+        raise UnsupportedError(f"dropout: {name} has dropout {dropout} in training mode; call model.eval() first")
+    if cache is not None:
+        raise UnsupportedError(f"cache: {name} uses a paged cache, which attncap does not read")
+
+
+def _check_tokens(name: str, what: str, got: tuple[int, ...] | None, expected: tuple[int, int]) -> None:
+    if got is not None and got != expected:
+        raise ValueError(
+            f"tags, features: {name} has {what} for {expected} (batch, tokens), the functions gave {got}; they cannot "
+            "follow a cache while decoding, and modules of other lengths can be left out with layers="
+        )
+
+
+def _biased(position_bias: Tensor, mask: Tensor | None) -> Tensor:
+    """An additive mask from T5's (1, H, Q, K) bias and a bool or additive mask."""
+    if mask is None:
+        return position_bias
+    if mask.dtype == torch.bool:
+        return torch.where(mask, position_bias, -torch.inf)
+    return position_bias + mask
+
+
+def _bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a forward by name."""
+    try:
+        signature = inspect.signature(module.forward)
+        bound = dict(signature.bind_partial(*args, **kwargs).arguments)
+    except TypeError:  # the forward itself will say what is wrong with them
+        return dict(kwargs)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            bound |= bound.pop(parameter.name, {})
+    return bound
+
+
+def _configurations(model: PreTrainedModel) -> list[Any]:
+    """Every configuration of a model, each once: its own, those inside it and those of the models inside it."""
+    found: dict[int, Any] = {}
+    waiting = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    while waiting:
+        config = waiting.pop(0)
+        if id(config) not in found:
+            found[id(config)] = config
+            inner = (getattr(config, name, None) for name in config.sub_configs)
+            waiting += [sub_config for sub_config in inner if sub_config is not None]
+    return list(found.values())
+
+
+def _register(undo: ExitStack, function: Any) -> str:
+    """Register the attention and the mask function under one name, which is free again when `undo` closes."""
+    name, number = _NAME, 1
+    while name in ALL_ATTENTION_FUNCTIONS:
+        number += 1
+        name = f"{_NAME}_{number}"
+    for interface, registered in ((AttentionInterface, function), (AttentionMaskInterface, make_mask)):
+        interface.register(name, registered)
+        undo.callback(interface._global_mapping.pop, name, None)
+    return name
+
+
+def _calls_the_registry(kind: type) -> bool:
+    """Whether a class's own code asks Transformers' registry for its attention function."""
+    for parent in kind.__mro__:
+        if parent in (PreTrainedModel, nn.Module):  # PreTrainedModel only checks names with it
+            return False
+        for attribute in vars(parent).values():
+            code = getattr(inspect.unwrap(attribute), "__code__", None) if callable(attribute) else None
+            if code is not None and REGISTRY_ATTRIBUTE in code.co_names:
+                return True
+    return False

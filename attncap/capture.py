@@ -1,0 +1,209 @@
+"""`capture`: the statistics of every attention head of a model, while it runs as usual."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+
+from attncap.accumulate import Accumulator, counted_rows, row_values
+from attncap.adapters import adapter_for, named_modules
+from attncap.annotations import Annotations, Annotator, FeatureFunction, TagFunction
+from attncap.layers import LayerSelection
+from attncap.types import HeadStats, StatSpec
+from attncap.validation import check_spec
+
+KEEP = ("summary", "last", "all")
+
+# Root modules of the captures that are open, so that two on one model are refused.
+_open_roots: list[nn.Module] = []
+
+
+class Capture:
+    """Captures the statistics of a model's attention heads; see `capture` for the arguments.
+
+    Attributes:
+        accumulator: the summary of everything captured so far (`attncap.accumulate.Accumulator`); another one may be
+            put in its place between two forwards.
+        groups: names of the groups of the sequences of the next batches, one per sequence; None for one group "all".
+        stats: module name -> HeadStats of its newest call (keep="last"), or the list of all of them (keep="all").
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: StatSpec = StatSpec(),  # noqa: B008 - frozen
+        *,
+        layers: Sequence[str | int] | None = None,
+        tags: Mapping[str, TagFunction] | None = None,
+        features: Mapping[str, FeatureFunction] | None = None,
+        keep: str = "summary",
+        histogram: bool = False,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        if keep not in KEEP:
+            raise ValueError(f"keep: expected one of {', '.join(KEEP)}, got {keep!r}")
+        self.model = model
+        self.spec = check_spec(spec)
+        self.accumulator = Accumulator(histogram=histogram)
+        self.groups: Sequence[str] | None = None
+        self.stats: Mapping[str, Any] = KeptStats(keep)
+        self._annotator = Annotator(tags, features)
+        self._adapter = adapter_for(model)
+        if self._annotator and self._adapter.known_layers is None:
+            raise ValueError("tags, features: expected with a Transformers model; other modules take none yet")
+        self._selection = LayerSelection(layers, self._adapter.known_layers, [name for name, _ in named_modules(model)])
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Capture:
+        mine = set(self.model.modules())
+        if any(root in mine or self.model in set(root.modules()) for root in _open_roots):
+            raise RuntimeError("capture: this model, or a part of it, is being captured already; close that one first")
+        with ExitStack() as undo:
+            _open_roots.append(self.model)
+            undo.callback(_open_roots.remove, self.model)
+            undo.enter_context(self._adapter.open(self))
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._undo.__exit__(kind, error, trace)
+        if error is None:
+            self._selection.refuse_unused()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the attention modules captured so far, in order of execution."""
+        return self.accumulator.modules
+
+    def mean(self, stat: str) -> Tensor:
+        """Mean of a statistic over all counted rows so far.
+
+        Args:
+            stat: a name as in heads.parquet: those of HeadStats, ``topk_mass``, ``max_prob``, ``relative_entropy``,
+                ``offset_mass[-1]``, and the names given to tags and features.
+
+        Returns:
+            (layers, heads) float64 on the CPU; NaN where a layer has fewer heads or nothing was counted.
+
+        Raises:
+            ValueError: no such statistic was captured; the message names those that were.
+        """
+        return self.accumulator.table(stat, "mean")
+
+    def std(self, stat: str) -> Tensor:
+        """Standard deviation (the population's) over all counted rows so far; else as `mean`."""
+        return self.accumulator.table(stat, "std")
+
+    def count(self, stat: str) -> Tensor:
+        """How many rows of a statistic were counted so far: (layers, heads) int64; else as `mean`."""
+        return self.accumulator.table(stat, "count")
+
+    # What the adapter asks and tells: attncap.adapters.Sink.
+
+    def selects(self, module: str) -> bool:
+        """Whether the module's statistics are wanted."""
+        return self._selection.selects(module)
+
+    def annotate(self, batch: Mapping[str, Any]) -> Annotations | None:
+        """Tags and features of a batch."""
+        return self._annotator(batch) if self._annotator else None
+
+    def record(
+        self, module: str, stats: HeadStats, annotations: Annotations, seen_keys: Tensor | None, key_mask: Tensor | None
+    ) -> None:
+        """Take the statistics of one call."""
+        values = row_values(
+            stats,
+            self.spec,
+            tag_names=annotations.tag_names,
+            feature_names=annotations.feature_names,
+            seen_keys=seen_keys,
+        )
+        counted = counted_rows(values, stats, seen_keys=seen_keys, key_mask=key_mask)
+        self.accumulator.add(module, values, counted, self.groups)
+        assert isinstance(self.stats, KeptStats)
+        self.stats.keep(module, stats)
+
+
+def capture(
+    model: nn.Module,
+    spec: StatSpec = StatSpec(),  # noqa: B008 - frozen
+    *,
+    layers: Sequence[str | int] | None = None,
+    tags: Mapping[str, TagFunction] | None = None,
+    features: Mapping[str, FeatureFunction] | None = None,
+    keep: str = "summary",
+) -> Capture:
+    """Capture the statistics of every attention head while the model runs, without the N x N map.
+
+    ::
+
+        with attncap.capture(model) as cap, torch.no_grad():
+            model(**batch)
+        cap.mean("entropy")  # (layers, heads), nats
+
+    Inside the block the model's attention is computed by attncap; afterwards everything is as it was, also after an
+    exception. Results stay readable. Padding is left out: rows whose entry in the 2-D ``attention_mask`` is 0 are not
+    counted.
+
+    Args:
+        model: a Transformers model (or a module that holds one), or a torch module that calls
+            `attncap.scaled_dot_product_attention`.
+        spec: which statistics to capture.
+        layers: names of attention modules, or their indices in order; None for all. The others keep the attention
+            they had.
+        tags: name -> function of the batch (the arguments of the model's forward, by name) that gives (query_tags,
+            key_tags), integers (B, N) each: the statistic of that name is the probability on keys whose tag equals
+            the query's. `attncap.tags` has some. A negative key tag matches nothing.
+        features: name -> function of the batch that gives floats (B, N) or (B, N, F): the statistic of that name is
+            their mean under p; with F > 1 they are called ``name[0]``, ``name[1]``, ...
+        keep: "summary" keeps means and the like; "last" also the HeadStats of each module's newest call, "all" those
+            of every call, in ``cap.stats``.
+
+    Returns:
+        A `Capture`, to be used in a ``with`` statement. Used in several, it goes on counting.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it should be.
+        UnsupportedError: the model's attention cannot be captured; the message says why. Also raised inside the
+            block where an input of the attention requires grad, and for dropout.
+        RuntimeError: the model is being captured already.
+    """
+    return Capture(model, spec, layers=layers, tags=tags, features=features, keep=keep)
+
+
+class KeptStats(Mapping[str, Any]):
+    """HeadStats by module name, as far as `keep` asks for them."""
+
+    def __init__(self, keep: str) -> None:
+        self._keep = keep
+        self._kept: dict[str, Any] = {}
+
+    def keep(self, module: str, stats: HeadStats) -> None:
+        """Take the statistics of one call."""
+        if self._keep == "last":
+            self._kept[module] = stats
+        elif self._keep == "all":
+            self._kept.setdefault(module, []).append(stats)
+
+    def __getitem__(self, module: str) -> Any:
+        if self._keep == "summary":
+            raise ValueError(
+                'stats: keep="summary" keeps no statistics of single calls; capture with keep="last" or keep="all"'
+            )
+        if module not in self._kept:
+            raise KeyError(f"{module!r} was not captured; captured: {', '.join(self._kept) or 'nothing yet'}")
+        return self._kept[module]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)

@@ -1,0 +1,46 @@
+"""The command `attncap`: errors become one line on standard error and an exit code.
+
+0 done, 1 it failed, 2 an argument or the input is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from attncap.types import AttncapError
+
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with the arguments of the process, or with these; gives the exit code."""
+    try:
+        from attncap import commands
+    except ImportError as error:
+        _say(f'the command line cannot be used here ({error}): pip install "attncap[scan]"')
+        return 1
+    try:
+        return commands.run(sys.argv[1:] if arguments is None else list(arguments))
+    except AttncapError as error:
+        _say(str(error))
+        return 2 if isinstance(error, (ValueError, TypeError)) else 1
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has left; what is still buffered must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        _say(str(error))
+        return 1
+
+
+def _say(message: str) -> None:
+    print(f"attncap: {message}", file=sys.stderr)  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())

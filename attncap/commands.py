@@ -1,0 +1,217 @@
+"""What the command `attncap` understands: scan, report, demo, doctor."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import attncap
+from attncap.corpus import CorpusOptions
+from attncap.models import BUILTIN_MINILM, DTYPES
+from attncap.progress import progress_for
+from attncap.scan import DEFAULT_SPEC, DEFAULT_TAGS, TAG_NAMES, ScanOptions, scan
+from attncap.store import Run
+from attncap.types import AttncapError, StatSpec
+
+DEMO_DOCUMENTS = 600
+
+app = typer.Typer(
+    name="attncap",
+    help="What every attention head of a model does, over real text, without the N x N map.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RunFolderOption = Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; given again, it is resumed.")]
+
+
+class UsageError(AttncapError, ValueError):
+    """An argument of the command line is not what it should be."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; gives the exit code. Errors that attncap foresees leave as AttncapError."""
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args=arguments, prog_name="attncap", standalone_mode=False)
+    except Exception as error:
+        # Typer may bring its own click, whose exceptions are known by what they can do.
+        show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+        if type(error).__name__ == "Abort":
+            raise KeyboardInterrupt from error
+        if show is None or code is None:
+            raise
+        show()
+        return int(code)
+    return result if isinstance(result, int) else 0
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"attncap {attncap.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _attncap(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("scan")
+def scan_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"A folder, a hub id or {BUILTIN_MINILM}.")],
+    corpus: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CORPUS...",
+            help=".txt, .jsonl, .csv, .tsv, .parquet files, folders, globs, dataset ids or builtin:docstrings.",
+        ),
+    ],
+    output: RunFolderOption,
+    topk: Annotated[
+        int, typer.Option(help="Largest probabilities summed into topk_mass; 0 = off.")
+    ] = DEFAULT_SPEC.topk,
+    sink: Annotated[
+        int, typer.Option(help="sink_mass is the mass on so many first keys; 0 = off.")
+    ] = DEFAULT_SPEC.sink,
+    diagonal: Annotated[str, typer.Option(help="Half width of diagonal_mass, or off.")] = "0",
+    offsets: Annotated[str, typer.Option(help="Relative keys, e.g. -1,1 for previous and next; or off.")] = "-1,1",
+    entropy: Annotated[bool, typer.Option(help="Entropy of each row, nats.")] = True,
+    max_: Annotated[bool, typer.Option("--max/--no-max", help="max_logit and max_prob.")] = True,
+    distance: Annotated[bool, typer.Option(help="Mean distance to the keys attended to, tokens.")] = True,
+    collision: Annotated[bool, typer.Option(help="Sum of squared probabilities.")] = True,
+    received: Annotated[bool, typer.Option(help="Mass that each key receives.")] = True,
+    tags: Annotated[str, typer.Option(help=f"Out of {', '.join(TAG_NAMES)}; or off.")] = ",".join(DEFAULT_TAGS),
+    limit: Annotated[int | None, typer.Option(help="Read no more than this many documents.")] = None,
+    text_column: Annotated[str, typer.Option(help="Column or key that holds the text.")] = "text",
+    txt_documents: Annotated[
+        str, typer.Option(help="A document of a .txt file is a paragraph or a file.")
+    ] = "paragraph",
+    on_error: Annotated[
+        str, typer.Option(help="At a document that cannot be read: stop, or skip and count it.")
+    ] = "stop",
+    max_tokens: Annotated[int | None, typer.Option(help="Cut documents there; default: where the model must.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens computed at once; default: by device.")] = None,
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(help="Batches computed side by side; default: the CPU's cores.")
+    ] = None,
+) -> None:
+    """Capture the statistics of every attention head of MODEL over CORPUS into a run folder.
+
+    The same command again goes on where an earlier one was stopped.
+    """
+    try:
+        spec = StatSpec(
+            entropy=entropy,
+            max=max_,
+            sink=sink,
+            diagonal=None if diagonal == "off" else _integer("--diagonal", diagonal),
+            topk=topk,
+            offsets=tuple(_integer("--offsets", offset) for offset in _listed(offsets)),
+            distance=distance,
+            collision=collision,
+            received=received,
+        )
+        corpus_options = CorpusOptions(text_column, txt_documents, on_error, limit)
+        options = ScanOptions(tuple(_listed(tags)), max_tokens, batch_tokens, dtype, device, workers)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    finished = _scan(model, corpus, output, spec, corpus_options, options)
+    _summary(finished)
+    typer.echo(f"See it: attncap report {output}")
+
+
+@app.command("report")
+def report_command(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="File; default: report.html in RUN.")] = None,
+) -> None:
+    """Print the most telling heads of RUN and write one self-contained HTML file."""
+    from attncap.report import print_highlights, write_report
+
+    print_highlights(run_folder)
+    typer.echo(f"Report: {write_report(run_folder, output or run_folder / 'report.html')}")
+
+
+@app.command("demo")
+def demo_command(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the run and the report.")] = Path("demo"),
+    limit: Annotated[int, typer.Option(help="How many documents.")] = DEMO_DOCUMENTS,
+) -> None:
+    """Scan a real trained model over Python's own documentation, print the most telling heads, write the report.
+
+    Needs no network. About a minute on two cores.
+    """
+    try:
+        corpus_options = CorpusOptions(limit=limit)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    from attncap.report import print_highlights, write_report
+
+    run_folder = output / "run"
+    _summary(_scan(BUILTIN_MINILM, ["builtin:docstrings"], run_folder, DEFAULT_SPEC, corpus_options, ScanOptions()))
+    print_highlights(run_folder)
+    typer.echo(f"Report: {write_report(run_folder, output / 'report.html').resolve()}")
+
+
+@app.command("doctor")
+def doctor_command() -> int:
+    """Say what runs here, and why not the rest."""
+    from attncap.doctor import diagnose, print_diagnosis
+
+    diagnosis = diagnose()
+    print_diagnosis(diagnosis)
+    return 0 if diagnosis.healthy else 1
+
+
+def _scan(
+    model: str,
+    corpus: list[str],
+    output: Path,
+    spec: StatSpec,
+    corpus_options: CorpusOptions,
+    options: ScanOptions,
+) -> Run:
+    with progress_for(sys.stderr) as progress:
+        try:
+            return scan(
+                model, corpus, output, spec=spec, corpus_options=corpus_options, options=options, progress=progress
+            )
+        except KeyboardInterrupt:
+            progress.message(f"{output}: stopped; finished shards are kept, the same command goes on from there")
+            raise
+
+
+def _summary(finished: Run) -> None:
+    counts = finished.scan["counts"]
+    parts = [f"{counts['documents']} documents, {counts['tokens']} tokens"]
+    for name, what in (
+        ("truncated_documents", "cut at the model's length"),
+        ("empty_documents", "empty"),
+        ("failed_documents", "left out because they could not be read"),
+    ):
+        if counts[name]:
+            parts.append(f"{counts[name]} {what}")
+    typer.echo(f"{finished.path}: {', '.join(parts)}")
+
+
+def _listed(text: str) -> list[str]:
+    return [] if text == "off" else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _integer(option: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{option}: expected whole numbers or off, got {text!r}") from None

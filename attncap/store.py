@@ -1,0 +1,319 @@
+"""A run on disk: scan.json, heads.parquet, and while it is being made the finished shards under parts/.
+
+Every file is written whole or not at all, and nothing that is read back is believed before its digest was checked.
+Nothing here holds a time, a host or a process, so that a run is the same bytes however often it was stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attncap.extras import require
+from attncap.types import AttncapError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+RUN_FORMAT = 1
+"""Layout of a run folder; a run of another number is refused."""
+
+HEADS_COLUMNS = (
+    "layer",
+    "module",
+    "head",
+    "stat",
+    "group",
+    "count",
+    "mean",
+    "std",
+    "min",
+    "max",
+    "p05",
+    "p50",
+    "p95",
+)
+
+_PART_MAGIC = b"attncap part 1\n"
+_TEMPORARY = ".tmp"
+
+
+class RunError(AttncapError, RuntimeError):
+    """A run folder cannot be used as it is; the message says what to do."""
+
+
+class RunMismatchError(RunError, ValueError):
+    """The folder given for a run holds something else: another run, or files that are not a run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished scan, read back and verified.
+
+    Attributes:
+        path: the run's folder.
+        heads: the table of ``heads.parquet``, columns `HEADS_COLUMNS`.
+        scan: the content of ``scan.json``.
+    """
+
+    path: Path
+    heads: pyarrow.Table
+    scan: dict[str, Any]
+
+
+def read_run(path: str | os.PathLike[str]) -> Run:
+    """The finished run in the folder `path`.
+
+    Raises:
+        RunError: there is none, it is not finished, or heads.parquet is not what the scan wrote.
+        MissingExtraError: pyarrow is not installed.
+    """
+    folder = RunFolder(Path(path))
+    scan = folder.read_scan()
+    if scan is None:
+        raise RunError(f"{path}: no run of attncap (no scan.json); make one with `attncap scan MODEL CORPUS -o {path}`")
+    if scan.get("format") != RUN_FORMAT:
+        raise RunError(f"{path}: a run of format {scan.get('format')}, this attncap reads format {RUN_FORMAT}")
+    if scan.get("status") != "complete":
+        progress = scan.get("progress", {})
+        done = f"{progress.get('shards_done', '?')} of {progress.get('shards_total', '?')} shards"
+        raise RunError(f"{path}: the scan is not finished ({done}); the same `attncap scan` command finishes it")
+    if not folder.heads_are_intact(scan):
+        raise RunError(
+            f"{folder.heads}: missing or damaged (its sha256 is not the one in scan.json); "
+            "give the same `attncap scan` command again to recompute it"
+        )
+    # pyarrow's own threads buy nothing on a file this small and may abort the interpreter as it exits.
+    file = require("pyarrow.parquet", "report").ParquetFile(folder.heads, pre_buffer=False)
+    with file:
+        return Run(path=folder.path, heads=file.read(use_threads=False), scan=scan)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A summary on disk: that of one shard, or the merged one of all shards before `shard`."""
+
+    shard: int
+    digest: str  # of what went in: the run's identity and the documents
+    counts: dict[str, int]
+    payload: bytes  # an accumulator's bytes
+
+    def to_bytes(self) -> bytes:
+        """magic, sha256 of the rest, length of the header, header as JSON, payload compressed."""
+        fields = {"shard": self.shard, "digest": self.digest, "counts": self.counts}
+        header = json.dumps(fields, sort_keys=True).encode()
+        body = struct.pack("<Q", len(header)) + header + zlib.compress(self.payload, 1)
+        return _PART_MAGIC + hashlib.sha256(body).digest() + body
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Part | None:
+        """The part, or None where the bytes are not one, whole and unchanged."""
+        start = len(_PART_MAGIC) + 32
+        body = data[start:]
+        if data[: len(_PART_MAGIC)] != _PART_MAGIC or hashlib.sha256(body).digest() != data[len(_PART_MAGIC) : start]:
+            return None
+        (length,) = struct.unpack_from("<Q", body)
+        header = json.loads(body[8 : 8 + length])
+        return cls(header["shard"], header["digest"], header["counts"], zlib.decompress(body[8 + length :]))
+
+
+class RunFolder:
+    """The files of one run: where they lie, how they are written, how they are checked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.scan_json = path / "scan.json"
+        self.heads = path / "heads.parquet"
+        self.parts = path / "parts"
+        self.merged = self.parts / "merged.bin"
+
+    def check_usable(self) -> None:
+        """Refuse a path where a run must not be written.
+
+        Raises:
+            RunMismatchError: it is a file, or a folder with content that is not a run.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunMismatchError(f"{self.path}: is a file; give a folder for the run with -o")
+        if not self.path.is_dir() or self.scan_json.exists():
+            return
+        # A scan killed before its first scan.json leaves no more than these.
+        leftovers = {".lock", self.scan_json.name + _TEMPORARY}
+        foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in leftovers)
+        if foreign:
+            raise RunMismatchError(
+                f"{self.path}: holds files but is not a run of attncap (it has {foreign[0]!r} and no scan.json); "
+                "give a new or an empty folder with -o"
+            )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder alone; made if it is not there. The lock dies with the process, however that ends.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock_file(self.path / ".lock", self.path)
+        try:
+            self._remove_temporaries()
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / ".lock").unlink()
+            os.close(descriptor)
+
+    def read_scan(self) -> dict[str, Any] | None:
+        """scan.json, or None where there is none.
+
+        Raises:
+            RunError: it is there and cannot be read.
+        """
+        try:
+            scan = json.loads(self.scan_json.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, OSError) as error:
+            raise RunError(f"{self.scan_json}: cannot be read ({error}); give another folder with -o") from error
+        if not isinstance(scan, dict):
+            raise RunError(f"{self.scan_json}: expected a JSON object; give another folder with -o")
+        return scan
+
+    def write_scan(self, scan: Mapping[str, Any]) -> None:
+        """Replace scan.json."""
+        write_whole(self.scan_json, (json.dumps(scan, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def part_path(self, shard: int) -> Path:
+        """Where the result of a shard lies."""
+        return self.parts / f"{shard:05d}.bin"
+
+    def write_part(self, part: Part) -> None:
+        """Add a finished shard."""
+        self.parts.mkdir(exist_ok=True)
+        write_whole(self.part_path(part.shard), part.to_bytes())
+
+    def write_merged(self, part: Part) -> None:
+        """Replace the summary of all shards before `part.shard`, and drop those shards."""
+        self.parts.mkdir(exist_ok=True)
+        write_whole(self.merged, part.to_bytes())
+        self.remove_parts_before(part.shard)
+
+    def read_merged(self, digest_of: Callable[[int], str]) -> Part | None:
+        """The summary of all shards before its `shard`; None where there is none or it is damaged.
+
+        Args:
+            digest_of: number of shards -> the digest that a summary of so many must have.
+        """
+        part = _read(self.merged)
+        return part if part is not None and part.digest == digest_of(part.shard) else None
+
+    def remove_parts_before(self, shard: int) -> None:
+        """Drop the shards that the merged summary holds."""
+        for path in self.parts.glob("*.bin"):
+            if path.stem.isdigit() and int(path.stem) < shard:
+                path.unlink()
+
+    def read_part(self, shard: int, digest: str) -> Part | None:
+        """The result of a shard; None where there is none or the file is damaged or of another input."""
+        part = _read(self.part_path(shard))
+        return part if part is not None and (part.shard, part.digest) == (shard, digest) else None
+
+    def write_heads(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        """Write heads.parquet; gives its sha256."""
+        data = heads_bytes(rows)
+        write_whole(self.heads, data)
+        return hashlib.sha256(data).hexdigest()
+
+    def heads_are_intact(self, scan: Mapping[str, Any]) -> bool:
+        """Whether heads.parquet is the file that scan.json speaks of."""
+        try:
+            data = self.heads.read_bytes()
+        except FileNotFoundError:
+            return False
+        return hashlib.sha256(data).hexdigest() == scan.get("heads_sha256")
+
+    def remove_parts(self) -> None:
+        """Drop the shards, which a finished run no longer needs."""
+        shutil.rmtree(self.parts, ignore_errors=True)
+
+    def _remove_temporaries(self) -> None:
+        """Files that a killed process was writing; only called while the folder is locked."""
+        for folder in (self.path, self.parts):
+            for leftover in folder.glob("*" + _TEMPORARY):
+                leftover.unlink()
+
+
+def _read(path: Path) -> Part | None:
+    try:
+        return Part.from_bytes(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that after any crash it holds the old bytes or the new ones, never a mixture."""
+    temporary = path.with_name(path.name + _TEMPORARY)
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system lets a folder be synced."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _lock_file(path: Path, run: Path) -> int:
+    """An open descriptor that holds an exclusive lock on `path`."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two scans into one folder go unnoticed there
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise RunError(f"{run}: another scan is writing it; wait or give another folder with -o") from None
+        # The holder before us removes the file as it leaves: a lock on a removed file protects nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        os.close(descriptor)
+
+
+def heads_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """heads.parquet as bytes: the same rows give the same bytes."""
+    parquet, pyarrow = require("pyarrow.parquet", "scan"), require("pyarrow", "scan")
+    text, real = pyarrow.dictionary(pyarrow.int32(), pyarrow.string()), pyarrow.float64()
+    types = {"layer": pyarrow.int32(), "head": pyarrow.int32(), "count": pyarrow.int64()}
+    types |= dict.fromkeys(("module", "stat", "group"), text)
+    schema = pyarrow.schema([(name, types.get(name, real)) for name in HEADS_COLUMNS])
+    table = pyarrow.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    buffer = io.BytesIO()
+    parquet.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

@@ -1,0 +1,194 @@
+"""The report: one file that is whole, right, offline and safe against the names in it; and the terminal table."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("jinja2")
+pytest.importorskip("plotly")
+rich_console = pytest.importorskip("rich.console")
+
+from attncap.report import content, print_highlights, write_report  # noqa: E402
+from attncap.store import RunError, read_run  # noqa: E402
+from tests.runs import STATS, head_rows, write_run  # noqa: E402
+
+HOSTILE = "<script>alert(1)</script>\"'&[bold]"
+
+
+@pytest.fixture(autouse=True)
+def small_plotly(monkeypatch):
+    """Five megabytes of plotly in every page would only slow these tests; one of them puts it back."""
+    monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "window.Plotly = {react() {}};")
+
+
+@pytest.fixture
+def run(tmp_path):
+    means = {("offset_mass[-1]", 0, 2): 0.93, ("sink_mass", 1, 0): 0.7}
+    return write_run(tmp_path / "run", head_rows([4, 3], means=means))
+
+
+def chart_data(html: str) -> dict:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+class Page(HTMLParser):
+    """Collects what would fetch something, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.elements: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append(tag)
+        self.references += [value for name, value in attributes if name in ("src", "href", "srcset", "action")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_report_holds_every_number_of_the_table(run, tmp_path):
+    html = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
+    data = chart_data(html)
+    grids = {one["stat"]: one["grids"] for one in data["maps"]}
+    assert set(grids) == set(STATS)
+    for row in read_run(run).heads.to_pylist():
+        for measure in ("mean", "std", "p05", "p50", "p95", "count"):
+            shown = grids[row["stat"]][measure][row["layer"]][row["head"]]
+            assert math.isclose(shown, row[measure], rel_tol=1e-5)
+    assert [layer["module"] for layer in data["layers"]] == ["encoder.layer.0.attention", "encoder.layer.1.attention"]
+
+
+def test_heads_that_a_layer_lacks_are_blank(run):
+    report = content.build_report(read_run(run))
+    assert report.heads == 4
+    assert all(one.grids["mean"][1][3] is None for one in report.maps)
+
+
+def test_numbers_that_are_not_finite_are_blank(tmp_path):
+    rows = head_rows([2], stats=("entropy",))
+    rows[0] |= {"count": 0, "mean": math.nan, "p05": math.nan, "max": -math.inf}
+    html = write_report(write_run(tmp_path / "run", rows), tmp_path / "report.html").read_text(encoding="utf-8")
+    (entropy,) = chart_data(html)["maps"]
+    assert entropy["grids"]["mean"][0][0] is None
+    assert entropy["grids"]["max"][0][0] is None
+
+
+def test_report_needs_nothing_from_outside(run, tmp_path):
+    html = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert Page(html).references == []
+    assert "default-src 'none'" in html
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_report_carries_plotly_itself(run, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    html = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len(html) > 1_000_000
+    assert "plotly.js v" in html
+
+
+def test_names_are_escaped_wherever_they_stand(tmp_path):
+    rows = head_rows([2], stats=(HOSTILE, "sink_mass"), module=HOSTILE + "{}", groups=(HOSTILE,))
+    model = {"name": HOSTILE, "fingerprint": HOSTILE, "architecture": HOSTILE, "layers": 1, "heads": 2}
+    scan = {"model": model, "corpus": {"sources": [HOSTILE]}, "tags": [HOSTILE], "impl": HOSTILE}
+    path = write_run(tmp_path / "run", rows, **scan)
+    html = write_report(path, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in html
+    parsed = Page(html)
+    assert parsed.elements.count("script") == 3
+    assert parsed.text.count(HOSTILE) >= 4
+    assert chart_data(html)["layers"][0]["module"] == HOSTILE + "0"
+
+    console = rich_console.Console(file=io.StringIO(), width=200)
+    print_highlights(path, console)
+    assert "[bold]" in console.file.getvalue()
+
+
+def test_groups_can_be_chosen(tmp_path):
+    path = write_run(tmp_path / "run", head_rows([2], groups=("news", "code")))
+    html = write_report(path, tmp_path / "report.html").read_text(encoding="utf-8")
+    data = chart_data(html)
+    assert data["groups"] == ["news", "code"]
+    assert len(data["maps"]) == 2 * len(STATS)
+
+
+def test_two_modules_of_one_layer_are_two_rows(tmp_path):
+    rows = head_rows([2], module="self_attention") + head_rows([3], module="cross_attention")
+    report = content.build_report(read_run(write_run(tmp_path / "run", rows)))
+    assert [(layer.number, layer.module, layer.heads) for layer in report.layers] == [
+        (0, "cross_attention", 3),
+        (0, "self_attention", 2),
+    ]
+
+
+def test_what_stands_out_is_said(run):
+    findings = " ".join(content.build_report(read_run(run)).findings)
+    assert "One of 7 heads has more than half of its attention on the previous token: layer 0 head 2" in findings
+    assert "No head passes the threshold for: next token" in findings
+    assert "1 of 10 documents was cut" in findings
+
+
+@pytest.mark.parametrize(
+    "stat", ["offset_mass[-1]", "diagonal_mass", "entropy", "topk_mass", "induction", "some_feature"]
+)
+def test_every_statistic_has_a_title_a_unit_and_an_explanation(stat):
+    described = content.describe(stat, {"diagonal": 0, "topk": 8}, tags=("induction",))
+    assert described.title
+    assert described.unit
+    assert described.explanation.endswith(".")
+
+
+def test_spec_of_a_run_shows_in_the_titles():
+    assert content.describe("sink_mass", {"sink": 1}).title == "First token"
+    assert content.describe("diagonal_mass", {"diagonal": 2}).title == "Within 2"
+    assert content.describe("topk_mass", {"topk": 3}).title == "Top 3"
+
+
+def test_an_old_report_is_replaced_whole_or_kept(run, tmp_path, monkeypatch):
+    output = tmp_path / "report.html"
+    output.write_text("old")
+
+    def fail(*_arguments):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("attncap.store.os.replace", fail)
+        with pytest.raises(OSError, match="no space"):
+            write_report(run, output)
+    assert output.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["report.html"]
+    assert write_report(run, output) == output
+    assert output.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(RunError, match=r"no scan\.json"):
+        write_report(tmp_path, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_terminal_names_the_head_its_mean_and_the_threshold(run):
+    console = rich_console.Console(file=io.StringIO(), width=100)
+    print_highlights(run, console)
+    lines = [line for line in console.file.getvalue().splitlines() if "previous token" in line]
+    assert re.search(r"previous token +layer 0 head 2 +0\.93 +> 0\.50", lines[0])
+
+
+def test_a_run_without_rows_gives_a_report(tmp_path):
+    path = write_run(tmp_path / "run", [])
+    html = write_report(path, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert chart_data(html)["maps"] == []
+    print_highlights(path, rich_console.Console(file=io.StringIO()))

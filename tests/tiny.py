@@ -1,0 +1,131 @@
+"""A tiny BERT with its own tokenizer in a folder, texts for it, and scans in child processes that can be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LONGEST = 32
+LAYERS, HEADS = 2, 2
+
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_WORDS = [f"{first}{second}" for first in "bdfgkl" for second in ("a", "e", "i", "o", "u")]
+
+
+def save_model(folder: Path, seed: int = 0) -> Path:
+    """A random BERT of two layers and two heads that takes 32 tokens."""
+    import transformers
+
+    folder.mkdir(parents=True)
+    vocabulary = [*_SPECIAL, *_WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    tokenizer = transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=LONGEST)
+    tokenizer.save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        max_position_embeddings=40,
+        initializer_range=0.6,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def texts(number: int, seed: int = 0, longest: int = 45) -> list[str]:
+    """Documents of 1 to `longest` words, some longer than the model takes."""
+    source = random.Random(seed)
+    return [" ".join(source.choices(_WORDS, k=source.randint(1, longest))) for _ in range(number)]
+
+
+def write_jsonl(path: Path, documents: Sequence[Any]) -> Path:
+    """One document a line under the key "text"."""
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+    return path
+
+
+# Imports once and forks for every command, so that a kill costs the time of a scan and not that of an import.
+# Torch's thread pools do not survive a fork, so nothing is computed in the parent.
+_HOST = """
+import json, os, signal, sys, time
+import transformers, pyarrow.parquet
+from transformers import AutoModel, AutoTokenizer, BertModel, BertTokenizerFast
+from attncap import cli, commands, corpus, scan
+
+scan.SHARD_SIZE = corpus.ShardSize(documents=32)
+
+for line in sys.stdin:
+    order = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        sys.stdin.close()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        code = cli.main(order["arguments"])
+        sys.stdout.flush()
+        os._exit(code)
+    begun = time.monotonic()
+    if order["signal"]:
+        while order["after"] and not os.path.exists(order["after"]) and time.monotonic() < begun + 60:
+            time.sleep(0.005)
+        time.sleep(order["delay"])
+        os.kill(child, order["signal"])
+    _, status = os.waitpid(child, 0)
+    print(json.dumps([os.waitstatus_to_exitcode(status), time.monotonic() - begun]), flush=True)
+"""
+
+
+class CommandHost:
+    """Runs `attncap` in child processes, one at a time, and sends them signals."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
+        self._host = subprocess.Popen(
+            [sys.executable, "-c", _HOST],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def run(
+        self, arguments: Sequence[Any], signal: int = 0, delay: float = 0.0, after: Path | None = None
+    ) -> tuple[int, float]:
+        """(exit code or minus the signal it died of, seconds) of one command.
+
+        `signal` is sent `delay` seconds after its start, or after the file `after` is there.
+        """
+        order = {"arguments": [str(argument) for argument in arguments], "signal": int(signal), "delay": delay}
+        order["after"] = str(after) if after else None
+        assert self._host.stdin is not None
+        assert self._host.stdout is not None
+        self._host.stdin.write(json.dumps({**order, "log": str(self._log)}) + "\n")
+        self._host.stdin.flush()
+        code, seconds = json.loads(self._host.stdout.readline())
+        return code, seconds
+
+    def log(self) -> str:
+        """What the newest command said."""
+        return self._log.read_text(encoding="utf-8")
+
+    def close(self) -> None:
+        """End the host."""
+        for stream in (self._host.stdin, self._host.stdout):
+            assert stream is not None
+            stream.close()
+        self._host.wait()
