@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attncap import dispatch, reference, validation
 from attncap.types import HeadStats, StatSpec, UnsupportedError
-from attncap.validation import Extras, Options
+from attncap.validation import Extras
 
 
 def attention(

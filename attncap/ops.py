@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-
 import torch
 from torch import Tensor
 
@@ -25,7 +24,8 @@ _RETURNS = "(" + ", ".join(f"Tensor {name}" for name in ("out", *STATISTIC_NAMES
 
 torch.library.define(
     "attncap::attention",
-    f"(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, {_EXTRAS}, {_NUMBERS}, SymInt query_offset) -> {_RETURNS}",
+    f"(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, {_EXTRAS}, {_NUMBERS}, "
+    f"SymInt query_offset) -> {_RETURNS}",
 )
 torch.library.define(
     "attncap::attention_varlen",
@@ -66,9 +66,9 @@ def attention_varlen(
 
 def _numbers(spec: StatSpec, options: Options) -> tuple[object, ...]:
     diagonal = -1 if spec.diagonal is None else spec.diagonal
-    numbers = (spec.entropy, spec.max, spec.sink, diagonal, spec.topk, spec.offsets)
-    numbers += (spec.distance, spec.collision, spec.received)
-    return (*numbers, options.causal, options.scale, options.window, options.softcap)
+    statistics = (spec.entropy, spec.max, spec.sink, diagonal, spec.topk, spec.offsets)
+    more_statistics = (spec.distance, spec.collision, spec.received)
+    return (*statistics, *more_statistics, options.causal, options.scale, options.window, options.softcap)
 
 
 def _spec_and_options(numbers: Numbers, query_offset: int | None) -> tuple[StatSpec, Options]:
@@ -83,9 +83,7 @@ def _optional(extras: Extras) -> tuple[Tensor | None, ...]:
     return (extras.sink_logits, extras.query_mask, extras.query_tags, extras.key_tags, extras.key_features)
 
 
-def _shapes(
-    spec: StatSpec, extras: Extras, rows: tuple[int, ...], keys: tuple[int, ...]
-) -> dict[str, tuple[int, ...]]:
+def _shapes(spec: StatSpec, extras: Extras, rows: tuple[int, ...], keys: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Shape of each statistic asked for: `rows` is (B, H, Q) and `keys` is (B, H, K)."""
     shapes = {"lse": rows}
     switches = {
@@ -164,7 +162,7 @@ def _attention_cpu(
     return _pack(out, stats)
 
 
-@torch.library.register_fake("attncap::attention")
+@torch.library.register_fake("attncap::attention")  # type: ignore[untyped-decorator]
 def _attention_fake(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: object
 ) -> tuple[Tensor, ...]:
@@ -192,7 +190,7 @@ def _attention_varlen_cpu(
     return _pack(out, stats)
 
 
-@torch.library.register_fake("attncap::attention_varlen")
+@torch.library.register_fake("attncap::attention_varlen")  # type: ignore[untyped-decorator]
 def _attention_varlen_fake(
     query: Tensor, key: Tensor, value: Tensor, bounds_q: list[int], bounds_k: list[int], *rest: object
 ) -> tuple[Tensor, ...]:

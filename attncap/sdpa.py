@@ -74,7 +74,8 @@ def scaled_dot_product_attention(
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
         if tensor.dim() < 2:
-            raise ValueError(f"{name}: expected at least 2 dimensions (..., length, head dim), got {tuple(tensor.shape)}")
+            got = tuple(tensor.shape)
+            raise ValueError(f"{name}: expected at least 2 dimensions (..., length, head dim), got {got}")
     if enable_gqa:
         key, value = _gqa_heads("key", key, query), _gqa_heads("value", value, query)
         if key.shape[-3] != value.shape[-3]:
@@ -110,7 +111,8 @@ def _check_dropout(dropout_p: float) -> None:
 
 def _gqa_heads(name: str, tensor: Tensor, query: Tensor) -> Tensor:
     if tensor.dim() < 3 or query.dim() < 3:
-        raise ValueError(f"{name}: enable_gqa expects a heads dimension (..., heads, length, head dim), got {tuple(tensor.shape)}")
+        got = tuple(tensor.shape)
+        raise ValueError(f"{name}: enable_gqa expects a heads dimension (..., heads, length, head dim), got {got}")
     if tensor.shape[-3] == 0 or query.shape[-3] % tensor.shape[-3] != 0:
         raise ValueError(
             f"{name}: expected a number of heads that divides the query's {query.shape[-3]}, got {tensor.shape[-3]}"
@@ -126,7 +128,9 @@ def _broadcast_lead(query: Tensor, key: Tensor, value: Tensor, *, grouped: bool)
     """The leading dimensions of the result: broadcast over the three, heads being the query's under GQA."""
     cut = -3 if grouped else -2
     try:
-        lead = torch.broadcast_shapes(query.shape[:cut], key.shape[:cut], value.shape[:cut])
+        lead: torch.Size = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
+            query.shape[:cut], key.shape[:cut], value.shape[:cut]
+        )
     except RuntimeError:
         raise ValueError(
             "key, value: expected leading dimensions that broadcast with the query's "

@@ -11,6 +11,7 @@ import numbers
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,7 @@ class Extras:
     key_features: Tensor | None = None  # (B, K, F) floating
 
 
-def check_options(
-    *, causal: Any, scale: Any, window: Any, softcap: Any, query_offset: Any, head_dim: int
-) -> Options:
+def check_options(*, causal: Any, scale: Any, window: Any, softcap: Any, query_offset: Any, head_dim: int) -> Options:
     """Normalise the scalar arguments of a call."""
     if not isinstance(causal, (bool, np.bool_)):
         raise TypeError(f"causal: expected a bool, got {type(causal).__name__} ({causal!r})")
@@ -77,7 +76,8 @@ def check_qkv(query: Any, key: Any, value: Any, *, packed: bool = False) -> None
         if tensor.dtype not in _FLOATING:
             raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
         if tensor.dim() != len(letters):
-            raise ValueError(f"{name}: expected {len(letters)} dimensions ({', '.join(letters)}), got shape {_shape(tensor)}")
+            expected = f"{len(letters)} dimensions ({', '.join(letters)})"
+            raise ValueError(f"{name}: expected {expected}, got shape {_shape(tensor)}")
         if tensor.dtype != query.dtype:
             raise TypeError(f"{name}: expected the query's dtype {query.dtype}, got {tensor.dtype}")
         _same_device(name, tensor, query)
@@ -92,9 +92,7 @@ def check_qkv(query: Any, key: Any, value: Any, *, packed: bool = False) -> None
         raise ValueError(f"query: expected a head dim of at least 1, got shape {_shape(query)}")
     groups = key.shape[heads]
     if query.shape[heads] == 0 or groups == 0 or query.shape[heads] % groups != 0:
-        raise ValueError(
-            f"key: expected a number of heads that divides the query's {query.shape[heads]}, got {groups}"
-        )
+        raise ValueError(f"key: expected a number of heads that divides the query's {query.shape[heads]}, got {groups}")
     for name, tensor in (("query", query), ("key", key)):
         if tensor.shape[length] > MAX_POSITION:
             raise ValueError(f"{name}: expected a length up to {MAX_POSITION}, got {tensor.shape[length]}")
@@ -112,7 +110,8 @@ def check_mask(attn_mask: Any, query: Tensor, key: Tensor) -> Tensor | None:
     sizes = (1,) * (4 - attn_mask.dim()) + tuple(attn_mask.shape)
     if attn_mask.dim() > 4 or any(size not in (1, target) for size, target in zip(sizes, full, strict=True)):
         raise ValueError(f"attn_mask: expected a shape broadcastable to {full}, got {_shape(attn_mask)}")
-    return attn_mask.expand(full)
+    view: Tensor = attn_mask.expand(full)
+    return view
 
 
 def check_extras(
@@ -174,7 +173,7 @@ def check_cu_seqlens(name: str, cu_seqlens: Any, total: int) -> list[int]:
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:
         raise ValueError(f"{name}: expected shape (sequences + 1,), got {_shape(cu_seqlens)}")
     bounds: list[int] = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != total or any(a > b for a, b in zip(bounds, bounds[1:], strict=False)):
+    if bounds[0] != 0 or bounds[-1] != total or any(a > b for a, b in pairwise(bounds)):
         raise ValueError(f"{name}: expected rising values from 0 to {total} (the packed rows), got {_brief(bounds)}")
     return bounds
 

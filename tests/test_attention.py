@@ -59,14 +59,20 @@ def loops(case: Case) -> dict[str, Any]:
 
 
 def row_statistics(
-    scores: dict[int, float], position: int, value: torch.Tensor, spec: StatSpec, case: Case, where: tuple[int, int, int]
+    scores: dict[int, float],
+    position: int,
+    value: torch.Tensor,
+    spec: StatSpec,
+    case: Case,
+    where: tuple[int, int, int],
 ) -> dict[str, Any]:
     b, h, i = where
     sinks = case.kwargs.get("sink_logits")
     sink = -math.inf if sinks is None else float(sinks[h])
     if not scores:
         return {"prob": {}, "lse": -math.inf, "max_logit": -math.inf, "entropy": 0.0, "null_mass": 0.0, "out": None}
-    lse = math.log(math.fsum(math.exp(s - max(scores.values())) for s in [*scores.values(), sink])) + max(scores.values())
+    peak = max(scores.values())
+    lse = math.log(math.fsum(math.exp(s - peak) for s in [*scores.values(), sink])) + peak
     prob = {j: math.exp(s - lse) for j, s in scores.items()}
     null = math.exp(sink - lse)
     stats: dict[str, Any] = {"prob": prob, "lse": lse, "max_logit": max(scores.values()), "null_mass": null}
@@ -114,7 +120,9 @@ def test_the_reference_is_the_formula(seed: int) -> None:
                         value = -1 if name == "topk_index" else value
                     got_row = got[b, h, i].double()
                     expected = torch.as_tensor(value, dtype=torch.float64).expand_as(got_row)
-                    torch.testing.assert_close(got_row, expected, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+                    torch.testing.assert_close(
+                        got_row, expected, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+                    )
     if stats.received_mass is not None:
         for (b, h, j), total in plain["received"].items():
             assert stats.received_mass[b, h, j].item() == pytest.approx(total, rel=1e-10, abs=1e-12)
@@ -131,9 +139,7 @@ def test_random_calls_match_the_reference(impl: str, seed: int) -> None:
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "keys", "causal"), [(700, 1301, True), (1, 3000, False), (900, 900, False)])
-def test_long_sequences_match_the_reference(
-    impl: str, dtype: torch.dtype, rows: int, keys: int, causal: bool
-) -> None:
+def test_long_sequences_match_the_reference(impl: str, dtype: torch.dtype, rows: int, keys: int, causal: bool) -> None:
     torch.manual_seed(rows)
     query = (2 * torch.randn(1, 2, rows, 40)).to(dtype)
     key, value = torch.randn(2, 1, 1, keys, 40).to(dtype)
@@ -273,7 +279,17 @@ def test_packed_sequences_are_sequences_by_themselves(impl: str, seed: int) -> N
     options: dict[str, Any] = {"causal": seed % 2 == 0, "window": (20, -1), "sink_logits": torch.randn(4)}
     spec = StatSpec.all(topk=5)
     out, stats = attention_varlen(
-        query, key, value, bounds_q, bounds_k, spec, key_features=features, query_mask=query_mask, impl=impl, **tags, **options
+        query,
+        key,
+        value,
+        bounds_q,
+        bounds_k,
+        spec,
+        key_features=features,
+        query_mask=query_mask,
+        impl=impl,
+        **tags,
+        **options,
     )
     for b in range(4):
         q0, q1, k0, k1 = bounds_q[b], bounds_q[b + 1], bounds_k[b], bounds_k[b + 1]
@@ -315,5 +331,5 @@ def test_the_sets_of_instructions_agree(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_an_unknown_set_of_instructions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNCAP_CPU_ISA", "mmx")
-    with pytest.raises(ValueError, match="ATTNCAP_CPU_ISA.*portable.*mmx"):
+    with pytest.raises(ValueError, match=r"ATTNCAP_CPU_ISA.*portable.*mmx"):
         attention(*torch.randn(3, 1, 1, 2, 4), impl="cpu")

@@ -32,5 +32,6 @@ print((peak() - before - outputs) / 2**20)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak of the process from /proc")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_65536_rows_with_all_statistics_take_at_most_64_mebibytes(dtype: str) -> None:
-    run = subprocess.run([sys.executable, "-c", PROGRAM.format(dtype=dtype)], capture_output=True, text=True, check=True)
+    program = PROGRAM.format(dtype=dtype)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert float(run.stdout) < 64

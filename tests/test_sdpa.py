@@ -54,7 +54,7 @@ def test_equal_to_torch(
         ({"key": torch.randn(4, 3, 5, 8)}, ValueError, "key, value: expected leading dimensions that broadcast"),
         ({"key": torch.randn(8)}, ValueError, "key: expected at least 2 dimensions"),
         ({"key": None}, TypeError, "key: expected a torch.Tensor, got NoneType"),
-        ({"key": torch.randn(2, 2, 5, 8), "enable_gqa": True}, ValueError, "key: expected a number of heads that divides"),
+        ({"key": torch.randn(2, 2, 5, 8), "enable_gqa": True}, ValueError, "key: expected a number of heads that"),
     ],
 )
 def test_bad_calls_are_refused_by_name(options: dict[str, Any], error: type[Exception], message: str) -> None:

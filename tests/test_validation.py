@@ -20,10 +20,10 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"query": torch.zeros(2, 4, 5, 8, dtype=torch.int64)}, TypeError, "query: expected float32.*got torch.int64"),
     ({"query": torch.zeros(4, 5, 8)}, ValueError, r"query: expected 4 dimensions.*got shape \(4, 5, 8\)"),
     ({"query": torch.zeros(2, 4, 5, 8).to_sparse()}, TypeError, "query: expected a dense tensor"),
-    ({"query": torch.zeros(2, 3, 5, 8)}, ValueError, "key: expected a number of heads that divides the query's 3, got 2"),
+    ({"query": torch.zeros(2, 3, 5, 8)}, ValueError, "key: expected a number of heads that .*3, got 2"),
     ({"query": torch.zeros(2, 0, 5, 8)}, ValueError, "key: expected a number of heads that divides"),
     ({"query": torch.zeros(2, 4, 5, 9)}, ValueError, "key: expected the query's head dim 9"),
-    ({"query": torch.zeros(2, 4, 5, 0), "key": torch.zeros(2, 2, 7, 0)}, ValueError, "query: expected a head dim of at"),
+    ({"query": torch.zeros(2, 4, 5, 0), "key": torch.zeros(2, 2, 7, 0)}, ValueError, "query: expected a head dim of"),
     ({"query": torch.zeros(2, 4, 5, 8, device="meta")}, ValueError, "key: expected the query's device meta, got cpu"),
     ({"key": torch.zeros(3, 2, 7, 8)}, ValueError, "key: expected the query's batch size 2"),
     ({"key": torch.zeros(2, 2, 7, 8, dtype=torch.float64)}, TypeError, "key: expected the query's dtype torch.float32"),
@@ -71,9 +71,7 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize("impl", ["reference", "auto"])
 @pytest.mark.parametrize(("change", "error", "message"), BAD_CALLS)
-def test_a_bad_call_names_the_argument(
-    impl: str, change: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_a_bad_call_names_the_argument(impl: str, change: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments: dict[str, Any] = good() | {"impl": impl} | change
     with pytest.raises(error, match=message):
         attention(arguments.pop("query"), arguments.pop("key"), arguments.pop("value"), **arguments)
@@ -116,12 +114,16 @@ def packed(**change: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"query": torch.randn(1, 4, 5, 8)}, ValueError, r"query: expected 3 dimensions \(total rows, heads, head dim\)"),
+        ({"query": torch.randn(1, 4, 5, 8)}, ValueError, r"query: expected 3 dimensions \(total rows"),
         ({"cu_seqlens_q": torch.tensor([0.0, 5.0])}, TypeError, "cu_seqlens_q: expected int32 or int64"),
-        ({"cu_seqlens_q": torch.tensor([1, 5])}, ValueError, r"cu_seqlens_q: expected rising values from 0 to 5.*\[1, 5\]"),
+        ({"cu_seqlens_q": torch.tensor([1, 5])}, ValueError, r"cu_seqlens_q: expected rising.*\[1, 5\]"),
         ({"cu_seqlens_q": torch.tensor([0, 4, 3, 5])}, ValueError, "cu_seqlens_q: expected rising values"),
         ({"cu_seqlens_k": torch.tensor([0, 3])}, ValueError, "cu_seqlens_k: expected rising values from 0 to 7"),
-        ({"cu_seqlens_k": torch.tensor([0, 3, 5, 7])}, ValueError, "cu_seqlens_k: expected 3 entries as in cu_seqlens_q"),
+        (
+            {"cu_seqlens_k": torch.tensor([0, 3, 5, 7])},
+            ValueError,
+            "cu_seqlens_k: expected 3 entries as in",
+        ),
         ({"cu_seqlens_k": torch.tensor([[0, 7]])}, ValueError, r"cu_seqlens_k: expected shape \(sequences \+ 1,\)"),
         ({"query_mask": torch.ones(4, dtype=torch.bool)}, ValueError, r"query_mask: expected shape \(5\), got \(4,\)"),
         ({"key_features": torch.ones(5, 1)}, ValueError, r"key_features: expected shape \(7, any\)"),

@@ -1,0 +1,493 @@
+"""A scan is right (against eager maps), and the same bytes however it was computed, stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from attncap import scan as scan_module
+from attncap.corpus import Corpus, CorpusOptions, ShardSize
+from attncap.models import ModelError, load_model
+from attncap.progress import Progress
+from attncap.scan import DEFAULT_SPEC, ScanOptions, scan
+from attncap.shards import ScanError, TokenShard, batches, one_thread_per_operator, pad, tokenize
+from attncap.store import Run, RunError, RunFolder, RunMismatchError, read_run
+from attncap.types import StatSpec
+from tests import tiny
+
+DOCUMENTS = 150  # five shards
+FILES = ("heads.parquet", "scan.json")
+
+
+class Messages(Progress):
+    """Keeps what a scan says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_shards() -> Iterator[None]:
+    """Shards of 32 documents, as in `tiny.CommandHost`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan_module, "SHARD_SIZE", ShardSize(documents=32))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the model "model" and the corpus "corpus.jsonl"."""
+    folder = tmp_path_factory.mktemp("scan")
+    tiny.save_model(folder / "model")
+    tiny.write_jsonl(folder / "corpus.jsonl", tiny.texts(DOCUMENTS))
+    return folder
+
+
+def run_scan(folder: Path, output: Path, **changes: Any) -> Run:
+    arguments: dict[str, Any] = {"options": ScanOptions(workers=2), **changes}
+    return scan(str(folder / "model"), [str(folder / "corpus.jsonl")], output, **arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> Run:
+    """The uninterrupted run that the others are held against."""
+    return run_scan(folder, folder / "finished")
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    assert sorted(path.name for path in run.iterdir()) == sorted(FILES)
+    return {name: (run / name).read_bytes() for name in FILES}
+
+
+# What it says.
+
+
+def eager_rows(folder: Path, documents: list[str]) -> dict[str, list[np.ndarray]]:
+    """Statistic -> (layers, heads, rows) of each document, from the maps of the eager model in float64."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
+    model = transformers.AutoModel.from_pretrained(folder / "model", attn_implementation="eager", dtype=torch.float64)
+    rows: dict[str, list[np.ndarray]] = {}
+    for text in documents:
+        inputs = tokenizer(text, truncation=True, max_length=tiny.LONGEST, return_tensors="pt")
+        with torch.no_grad(), one_thread_per_operator():
+            maps = torch.cat(model.eval()(**inputs, output_attentions=True).attentions).numpy()
+        tokens = inputs["input_ids"][0].numpy()
+        position = np.arange(len(tokens))
+        distance = np.abs(position[:, None] - position)
+        after = np.concatenate([[-1], tokens[:-1]])
+        entropy = -(maps * np.log(np.maximum(maps, 1e-300))).sum(-1)
+        special = np.isin(tokens, tokenizer.all_special_ids)
+        found = {
+            "entropy": entropy,
+            "relative_entropy": entropy / np.log(len(tokens)),
+            "max_prob": maps.max(-1),
+            "sink_mass": maps[..., :4].sum(-1),
+            "diagonal_mass": (maps * (distance == 0)).sum(-1),
+            "distance": (maps * distance).sum(-1),
+            "collision": (maps**2).sum(-1),
+            "offset_mass[-1]": (maps * (position[:, None] - position == 1)).sum(-1),
+            "offset_mass[1]": (maps * (position[:, None] - position == -1)).sum(-1),
+            "topk_mass": np.sort(maps, -1)[..., -8:].sum(-1),
+            "received_mass": maps.sum(-2),
+            "duplicate": (maps * (tokens[:, None] == tokens)).sum(-1),
+            "induction": (maps * (tokens[:, None] == after)).sum(-1),
+            "special_tokens": maps[..., special].sum(-1),
+        }
+        for name, values in found.items():
+            rows.setdefault(name, []).append(values)
+    return rows
+
+
+def test_every_number_is_that_of_the_eager_maps(folder: Path, finished: Run) -> None:
+    expected = eager_rows(folder, tiny.texts(DOCUMENTS))
+    table = finished.heads.to_pylist()
+    assert {row["stat"] for row in table} == expected.keys() | {"lse", "max_logit"}
+    assert len(table) == (len(expected) + 2) * tiny.LAYERS * tiny.HEADS
+    for row in table:
+        assert row["group"] == "all"
+        assert row["module"] == f"encoder.layer.{row['layer']}.attention.self"
+        if row["stat"] not in expected:
+            continue
+        values = np.concatenate([document[row["layer"], row["head"]] for document in expected[row["stat"]]])
+        assert row["count"] == len(values)
+        for name, wanted in (
+            ("mean", values.mean()),
+            ("std", values.std()),
+            ("min", values.min()),
+            ("max", values.max()),
+        ):
+            assert row[name] == pytest.approx(wanted, rel=1e-5, abs=2e-6), (row["stat"], name)
+        for name, quantile in (("p05", 0.05), ("p50", 0.5), ("p95", 0.95)):
+            low, high = np.quantile(values, [max(quantile - 0.01, 0), min(quantile + 0.01, 1)])
+            assert low - abs(low) / 32 - 1e-4 <= row[name] <= high + abs(high) / 32 + 1e-4, (row["stat"], name)
+
+
+def test_a_scan_of_one_document_is_that_documents_map(folder: Path, tmp_path: Path) -> None:
+    for number, text in enumerate(tiny.texts(4, seed=9)):
+        corpus = tiny.write_jsonl(tmp_path / f"{number}.jsonl", [text])
+        heads = scan(str(folder / "model"), [str(corpus)], tmp_path / f"run{number}").heads.to_pylist()
+        maps = eager_rows(folder, [text])
+        for row in heads:
+            if row["stat"] in maps:
+                wanted = maps[row["stat"]][0][row["layer"], row["head"]].mean()
+                assert row["mean"] == pytest.approx(wanted, rel=1e-5, abs=2e-6)
+
+
+def test_counts_are_those_of_the_corpus(folder: Path, finished: Run) -> None:
+    lengths = [len(text.split()) + 2 for text in tiny.texts(DOCUMENTS)]
+    assert finished.scan["counts"] == {
+        "documents": DOCUMENTS,
+        "tokens": sum(min(length, tiny.LONGEST) for length in lengths),
+        "truncated_documents": sum(length > tiny.LONGEST for length in lengths),
+        "empty_documents": 0,
+        "failed_documents": 0,
+    }
+    assert finished.scan["limits"] == {"max_tokens": tiny.LONGEST}
+    assert finished.scan["progress"] == {"shards_done": 5, "shards_total": 5}
+
+
+def test_scan_json_says_what_was_scanned(folder: Path, finished: Run) -> None:
+    assert list(finished.scan) == [
+        "format", "status", "model", "corpus", "spec", "tags", "features", "limits", "options", "versions", "impl",
+        "counts", "progress", "heads_sha256",
+    ]  # fmt: skip
+    assert finished.scan["status"] == "complete"
+    model = finished.scan["model"]
+    assert (model["architecture"], model["layers"], model["heads"]) == ("BertModel", tiny.LAYERS, tiny.HEADS)
+    assert finished.scan["corpus"]["sources"] == [str(folder / "corpus.jsonl")]
+    assert finished.scan["spec"]["offsets"] == [-1, 1]
+
+
+def test_empty_and_failed_documents_are_counted(folder: Path, tmp_path: Path) -> None:
+    corpus = tiny.write_jsonl(tmp_path / "corpus.jsonl", ["ba be", "", 5, " \n", "di do"])
+    options = CorpusOptions(on_error="skip")
+    counts = scan(str(folder / "model"), [str(corpus)], tmp_path / "run", corpus_options=options).scan["counts"]
+    assert (counts["documents"], counts["empty_documents"], counts["failed_documents"]) == (2, 2, 1)
+
+
+def test_only_what_is_asked_for_is_captured(folder: Path, tmp_path: Path) -> None:
+    spec = StatSpec(entropy=True, max=False, sink=0, diagonal=None, topk=0)
+    run = run_scan(folder, tmp_path / "run", spec=spec, options=ScanOptions(tags=()))
+    assert {row["stat"] for row in run.heads.to_pylist()} == {"lse", "entropy", "relative_entropy"}
+
+
+# The same bytes.
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(1, 1), (1, 2), (3, 1), (5, 3)])
+def test_neither_workers_nor_threads_change_a_bit(
+    folder: Path, finished: Run, tmp_path: Path, workers: int, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        run_scan(folder, tmp_path / "run", options=ScanOptions(workers=workers))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert contents(tmp_path / "run") == contents(finished.path)
+
+
+def test_the_size_of_batches_changes_rounding_at_most(folder: Path, finished: Run, tmp_path: Path) -> None:
+    for batch_tokens in (1, 333):
+        run = run_scan(folder, tmp_path / str(batch_tokens), options=ScanOptions(batch_tokens=batch_tokens))
+        for mine, theirs in zip(run.heads.to_pylist(), finished.heads.to_pylist(), strict=True):
+            assert mine["count"] == theirs["count"]
+            assert mine["mean"] == pytest.approx(theirs["mean"], rel=1e-5, abs=1e-6)
+
+
+def test_a_finished_run_is_verified_and_not_computed_again(
+    folder: Path, finished: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: Any) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(scan_module, "run_shards", refuse)
+    before = {name: (finished.path / name).stat().st_mtime_ns for name in FILES}
+    messages = Messages()
+    run_scan(folder, finished.path, progress=messages)
+    assert "nothing to do" in messages.said[-1]
+    assert {name: (finished.path / name).stat().st_mtime_ns for name in FILES} == before
+
+
+def test_a_damaged_table_is_computed_again(folder: Path, finished: Run, tmp_path: Path) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    with open(tmp_path / "run" / "heads.parquet", "r+b") as table:
+        table.seek(100)
+        table.write(b"\0" * 8)
+    messages = Messages()
+    run_scan(folder, tmp_path / "run", progress=messages)
+    assert any("damaged" in said for said in messages.said)
+    assert contents(tmp_path / "run") == contents(finished.path)
+
+
+class StopAfterError(Exception):
+    """Ends a scan from within."""
+
+
+def stopped_run(folder: Path, output: Path, shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ended after so many shards."""
+    write_part = RunFolder.write_part
+
+    def write_and_stop(self: RunFolder, part: Any) -> None:
+        write_part(self, part)
+        if part.shard == shards - 1:
+            raise StopAfterError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_part", write_and_stop)
+        with pytest.raises(StopAfterError):
+            run_scan(folder, output, options=ScanOptions(workers=1))
+
+
+@pytest.mark.parametrize("between", [1, 2, 16])
+def test_damaged_shards_are_computed_again(
+    folder: Path, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: int
+) -> None:
+    monkeypatch.setattr(scan_module, "_SHARDS_BETWEEN_MERGES", between)
+    stopped_run(folder, tmp_path / "run", 4, monkeypatch)
+    parts = sorted((tmp_path / "run" / "parts").iterdir())
+    assert [path.name for path in parts] == {
+        1: ["00003.bin", "merged.bin"],
+        2: ["00002.bin", "00003.bin", "merged.bin"],
+        16: ["00000.bin", "00001.bin", "00002.bin", "00003.bin"],
+    }[between]
+    for path in (parts[0], parts[-1]):
+        data = bytearray(path.read_bytes())
+        data[-5] ^= 255
+        path.write_bytes(data)
+    messages = Messages()
+    run_scan(folder, tmp_path / "run", progress=messages)
+    assert sum("damaged, " in said for said in messages.said) == 2
+    assert contents(tmp_path / "run") == contents(finished.path)
+
+
+def test_a_stopped_run_goes_on_with_the_shards_it_has(
+    folder: Path, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_run(folder, tmp_path / "run", 3, monkeypatch)
+    with pytest.raises(RunError, match="not finished"):
+        read_run(tmp_path / "run")
+    computed: list[int] = []
+    run_shards = scan_module.run_shards
+
+    def watch(work: Any, shards: Iterator[Any], workers: int, done: Any, advance: Any) -> None:
+        def note(result: Any) -> None:
+            computed.append(result.index)
+            done(result)
+
+        run_shards(work, shards, workers, note, advance)
+
+    monkeypatch.setattr(scan_module, "run_shards", watch)
+    run_scan(folder, tmp_path / "run")
+    assert sorted(computed) == [3, 4]
+    assert contents(tmp_path / "run") == contents(finished.path)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tiny.CommandHost]:
+    host = tiny.CommandHost(tmp_path_factory.mktemp("host") / "log")
+    yield host
+    host.close()
+
+
+def test_kills_at_random_moments_leave_no_trace(folder: Path, tmp_path: Path, host: tiny.CommandHost) -> None:
+    corpus = tiny.write_jsonl(tmp_path / "corpus.jsonl", tiny.texts(640, seed=3))
+    command = ["scan", folder / "model", corpus, "-o"]
+    code, seconds = host.run([*command, tmp_path / "whole"])
+    assert code == 0, host.log()
+    source = random.Random(os.urandom(8))
+    kills = 0
+    for _ in range(12):
+        code, _ = host.run([*command, tmp_path / "killed"], signal.SIGKILL, source.uniform(0.02, 0.9) * seconds)
+        assert code in (0, -signal.SIGKILL), host.log()
+        if code == 0:
+            assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+            shutil.rmtree(tmp_path / "killed")
+        else:
+            kills += 1
+    assert kills >= 3
+    code, _ = host.run([*command, tmp_path / "killed"])
+    assert code == 0, host.log()
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_an_interrupt_says_how_to_go_on(folder: Path, finished: Run, tmp_path: Path, host: tiny.CommandHost) -> None:
+    corpus = tiny.write_jsonl(tmp_path / "corpus.jsonl", tiny.texts(3000, seed=3))
+    command = ["scan", folder / "model", corpus, "-o", tmp_path / "run"]
+    code, _ = host.run(command, signal.SIGINT, 0.1, after=tmp_path / "run" / "scan.json")
+    assert code == 130, host.log()
+    assert "the same command goes on" in host.log()
+    assert "Traceback" not in host.log()
+    state = json.loads((tmp_path / "run" / "scan.json").read_text())
+    assert state["status"] == "running"
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_later(folder: Path, finished: Run, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for longest in (500, 3000):  # too short for scan.json, too short for a shard
+        resource.setrlimit(resource.RLIMIT_FSIZE, (longest, limits[1]))
+        try:
+            with pytest.raises(RunError, match=r"the disk is full.*same command"):
+                run_scan(folder, tmp_path / "run")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert not list((tmp_path / "run").rglob("*.tmp"))
+    run_scan(folder, tmp_path / "run")
+    assert contents(tmp_path / "run") == contents(finished.path)
+
+
+# What it refuses.
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"spec": replace(DEFAULT_SPEC, topk=3)}, r"spec\.topk is 8 there and 3 here"),
+        ({"options": ScanOptions(tags=("induction",))}, r"tags is \["),
+        ({"options": ScanOptions(batch_tokens=99)}, r"options\.batch_tokens is 1024 there and 99 here"),
+        ({"options": ScanOptions(max_tokens=9)}, r"limits\.max_tokens is 32 there and 9 here"),
+        ({"corpus_options": CorpusOptions(limit=149)}, r"corpus\.documents is 150 there and 149 here"),
+    ],
+)
+def test_a_run_of_something_else_is_refused_with_the_difference(
+    folder: Path, finished: Run, changes: dict[str, Any], named: str
+) -> None:
+    before = contents(finished.path)
+    with pytest.raises(RunMismatchError, match=named):
+        run_scan(folder, finished.path, **changes)
+    assert contents(finished.path) == before
+
+
+def test_another_model_is_refused(folder: Path, finished: Run, tmp_path: Path) -> None:
+    other = tiny.save_model(tmp_path / "other", seed=1)
+    with pytest.raises(RunMismatchError, match=r"model\.fingerprint"):
+        scan(str(other), [str(folder / "corpus.jsonl")], finished.path)
+
+
+def test_the_same_model_elsewhere_is_the_same_model(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "model", tmp_path / "copy")
+    first, second = (load_model(str(place)) for place in (folder / "model", tmp_path / "copy"))
+    assert first.fingerprint == second.fingerprint
+    assert load_model(str(tmp_path / "copy"), dtype="bfloat16").fingerprint != first.fingerprint
+
+
+def test_another_version_may_read_a_finished_run_but_not_go_on_with_one(
+    folder: Path, finished: Run, tmp_path: Path
+) -> None:
+    for status in ("complete", "running"):
+        run = tmp_path / status
+        shutil.copytree(finished.path, run)
+        state = json.loads((run / "scan.json").read_text())
+        state["versions"]["torch"] = "1.0"
+        state["status"] = status
+        (run / "scan.json").write_text(json.dumps(state))
+    run_scan(folder, tmp_path / "complete")
+    with pytest.raises(RunMismatchError, match=r"versions\.torch is 1\.0 there"):
+        run_scan(folder, tmp_path / "running")
+
+
+def test_two_scans_into_one_folder_are_refused(folder: Path, tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run").lock(), pytest.raises(RunError, match="another scan is writing"):
+        run_scan(folder, tmp_path / "run")
+
+
+def test_nothing_is_left_behind_by_a_scan_that_cannot_begin(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        scan(str(tmp_path), [str(folder / "corpus.jsonl")], tmp_path / "run")
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("builtin:gpt5", "there is builtin:minilm"),
+        ("./nowhere", "no such folder"),
+        ("", "got nothing"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_model(name)
+
+
+def test_a_model_with_damaged_weights_is_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "model", tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(str(tmp_path / "model"))
+
+
+def test_a_model_that_fails_is_an_error_that_names_the_shard(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: Any, **_inputs: Any) -> None:
+        raise IndexError("index out of range in self")
+
+    monkeypatch.setattr(transformers.BertModel, "forward", fail)
+    with pytest.raises(ScanError, match=r"shard 0: the model failed.*index out of range"):
+        run_scan(folder, tmp_path / "run", options=ScanOptions(workers=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("tags", ("nonsense",)), ("max_tokens", 2), ("batch_tokens", 0), ("workers", 0)]
+)
+def test_unknown_options_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=name):
+        ScanOptions(**{name: value})
+
+
+# How documents become batches.
+
+
+def test_batches_hold_documents_of_like_length_within_the_budget() -> None:
+    sequences = [{"input_ids": [1] * length} for length in (5, 2, 9, 2, 3)]
+    found = list(batches(sequences, 8))
+    assert [[len(sequence["input_ids"]) for sequence in batch] for batch in found] == [[2, 2], [3], [5], [9]]
+
+
+def test_padding_is_on_the_right_and_masked(folder: Path) -> None:
+    tokenizer = load_model(str(folder / "model")).tokenizer
+    inputs = pad(
+        [{"input_ids": [7], "token_type_ids": [0]}, {"input_ids": [8, 9], "token_type_ids": [0, 1]}], tokenizer
+    )
+    assert inputs["input_ids"].tolist() == [[7, 0], [8, 9]]
+    assert inputs["attention_mask"].tolist() == [[1, 0], [1, 1]]
+    assert inputs["token_type_ids"].tolist() == [[0, 0], [0, 1]]
+
+
+def test_a_cut_document_keeps_its_last_special_token(folder: Path, tmp_path: Path) -> None:
+    tokenizer = load_model(str(folder / "model")).tokenizer
+    corpus = Corpus([str(tiny.write_jsonl(tmp_path / "c.jsonl", ["ba " * 30, "ba " * 31, "ba"]))])
+    (shard,) = corpus.shards(corpus.survey())
+    tokens: TokenShard = tokenize(shard, tokenizer, tiny.LONGEST)
+    assert [len(sequence["input_ids"]) for sequence in tokens.sequences] == [32, 32, 3]
+    assert all(sequence["input_ids"][-1] == tokenizer.sep_token_id for sequence in tokens.sequences)
+    assert tokens.counts == {"documents": 3, "tokens": 67, "truncated_documents": 1, "empty_documents": 0}
+
+
+@pytest.mark.slow
+def test_minilm_has_a_previous_token_head(tmp_path: Path) -> None:
+    run = scan("builtin:minilm", ["builtin:docstrings"], tmp_path / "run", corpus_options=CorpusOptions(limit=24))
+    means = {(row["layer"], row["head"], row["stat"]): row["mean"] for row in run.heads.to_pylist()}
+    assert means[0, 2, "offset_mass[-1]"] > 0.7
+    assert run.scan["limits"] == {"max_tokens": 512}
