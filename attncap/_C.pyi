@@ -34,14 +34,3 @@ class Problem:
 
 def attention(problem: Problem) -> None: ...
 def instruction_sets() -> list[str]: ...
-def summarise_rows(
-    values: Array,
-    counted: Array,
-    shape: tuple[int, int, int],
-    outputs: tuple[int, int, int, int, int, int],
-    bins: int,
-    bin_count: int,
-    bin_grid: tuple[int, int, int],
-    bin_signed: bool,
-    threads: int,
-) -> None: ...

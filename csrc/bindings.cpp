@@ -2,10 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <cstdlib>
 
-#include "cpu/moments.h"
 #include "cpu/problem.h"
 
 namespace py = pybind11;
@@ -31,27 +29,6 @@ Array make_array(uintptr_t data, const std::string& dtype, const std::vector<int
         }
     }
     throw std::invalid_argument("dtype: expected one that the kernels read, got " + dtype);
-}
-
-// `bin_grid` is (shift, lowest, highest) of attncap/histogram.py; `bins` 0 for no histogram.
-void summarise_rows(const Array& values, const Array& counted, std::array<int64_t, 3> shape,
-                    std::array<uintptr_t, 6> outputs, uintptr_t bins, int64_t bin_count,
-                    std::array<int64_t, 3> bin_grid, bool bin_signed, int threads) {
-    attncap::RowSummary summary;
-    summary.sequences = shape[0], summary.heads = shape[1], summary.rows = shape[2];
-    summary.values = values, summary.counted = counted;
-    summary.count = reinterpret_cast<int64_t*>(outputs[0]);
-    summary.nonfinite = reinterpret_cast<int64_t*>(outputs[1]);
-    summary.mean = reinterpret_cast<double*>(outputs[2]);
-    summary.m2 = reinterpret_cast<double*>(outputs[3]);
-    summary.low = reinterpret_cast<double*>(outputs[4]);
-    summary.high = reinterpret_cast<double*>(outputs[5]);
-    summary.bins = reinterpret_cast<int64_t*>(bins);
-    summary.bin_count = bin_count;
-    summary.bin_shift = int(bin_grid[0]), summary.bin_lowest = bin_grid[1], summary.bin_highest = bin_grid[2];
-    summary.bin_signed = bin_signed;
-    summary.threads = std::max(1, threads);
-    attncap::summarise_rows(summary);
 }
 
 }  // namespace
@@ -85,9 +62,5 @@ PYBIND11_MODULE(_C, m) {
     m.def(
         "attention", [](const Problem& problem) { attncap::attention(problem, std::getenv("ATTNCAP_CPU_ISA")); },
         py::arg("problem"), py::call_guard<py::gil_scoped_release>(), "Runs one call on the CPU.");
-    m.def("summarise_rows", &summarise_rows, py::arg("values"), py::arg("counted"), py::arg("shape"),
-          py::arg("outputs"), py::arg("bins"), py::arg("bin_count"), py::arg("bin_grid"), py::arg("bin_signed"),
-          py::arg("threads"), py::call_guard<py::gil_scoped_release>(),
-          "Summaries of (B,H,N) rows; outputs are pointers to count, nonfinite, mean, m2, low, high of (B,H).");
     m.def("instruction_sets", &attncap::instruction_sets, "Instruction sets usable here, widest first.");
 }
