@@ -67,14 +67,23 @@ inline typename Lanes<T>::V reduced_expm1(typename Lanes<T>::V x, typename Lanes
     return L::fma(r * r, polynomial<T>(C::kExp, r), r);
 }
 
-// exp(x) for x <= 0: exactly 0 below kExpMin (-inf included), NaN stays NaN.
+// exp(x) for 2 kExpMin <= x <= 0 and for NaN: 0, or at most the smallest normal number, below kExpMin.
 template <class T>
 inline typename Lanes<T>::V exp_nonpositive(typename Lanes<T>::V x) {
     using L = Lanes<T>;
+#if defined(ATTNCAP_AVX512)
+    using C = Constants<T>;
+    const auto n = L::round(x * L::all(T(1.4426950408889634074)));
+    auto r = L::fma(n, L::all(-C::kLn2High), x);
+    r = L::fma(n, L::all(-C::kLn2Low), r);
+    const auto y = L::fma(r * r, polynomial<T>(C::kExp, r), r + L::all(1));
+    return L::times_power(y, n);
+#else
     auto low = L::all(Constants<T>::kExpMin);
     typename L::V power;
     auto y = reduced_expm1<T>(L::max(low, x), &power);
     return L::select(L::less(x, low), L::all(0), L::fma(power, y, power));
+#endif
 }
 
 template <class T>

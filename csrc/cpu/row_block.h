@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/products.h"
+#include "cpu/received.h"
 
 namespace attncap {
 namespace ATTNCAP_ISA {
@@ -247,21 +248,12 @@ class RowBlock {
                 const auto decay = exp_nonpositive<T>(bounded_difference<T>(L::load(shift + r), last_shift));
                 L::store(w_.row + r, decay * L::load(w_.factor + r));
             }
+            bool finite = true;
             for (int64_t i = 0; i < vectors_ * L::kWidth; ++i) {
+                finite = finite && std::isfinite(s_.mass[i]);
                 if (!w_.counted[i]) w_.row[i] = 0;
             }
-            for (int64_t k = 0; k < key1 - key0; ++k) {
-                auto sum = L::all(0);
-                for (int v = 0; v < vectors_; ++v) {
-                    const auto e = L::load(exponentials + k * kRows + v * L::kWidth);
-                    const auto share = e * L::load(w_.row + v * L::kWidth);
-                    // A row that does not see the key gives exactly 0, also where its normaliser is not finite.
-                    const auto nothing =
-                        L::either(L::equal(e, L::all(0)), L::equal(L::load(w_.row + v * L::kWidth), L::all(0)));
-                    sum = sum + L::select(nothing, L::all(0), share);
-                }
-                received[key0 + k] += L::sum(sum);
-            }
+            add_columns(exponentials, w_.row, key1 - key0, vectors_, !finite, received + key0);
         }
     }
 };

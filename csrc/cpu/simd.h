@@ -59,8 +59,9 @@ struct Lanes<float> {
     static bool any(M m) { return m != 0; }
     static V select(M m, V a, V b) { return _mm512_mask_blend_ps(m, b, a); }
     static I select_int(M m, I a, I b) { return _mm512_mask_blend_epi32(m, b, a); }
-    static I subtract_int(I a, I b) { return _mm512_sub_epi32(a, b); }
     static V abs(V v) { return _mm512_abs_ps(v); }
+    static V round(V v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+    static V times_power(V v, V n) { return _mm512_scalef_ps(v, n); }
     static V to_float(I v) { return _mm512_cvtepi32_ps(v); }
     static I bits(V v) { return _mm512_castps_si512(v); }
     static V from_bits(I v) { return _mm512_castsi512_ps(v); }
@@ -123,8 +124,9 @@ struct Lanes<double> {
     static bool any(M m) { return m != 0; }
     static V select(M m, V a, V b) { return _mm512_mask_blend_pd(m, b, a); }
     static I select_int(M m, I a, I b) { return _mm512_mask_blend_epi64(m, b, a); }
-    static I subtract_int(I a, I b) { return _mm512_sub_epi64(a, b); }
     static V abs(V v) { return _mm512_abs_pd(v); }
+    static V round(V v) { return _mm512_roundscale_pd(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+    static V times_power(V v, V n) { return _mm512_scalef_pd(v, n); }
     static V to_float(I v) { return _mm512_cvtepi64_pd(v); }
     static I bits(V v) { return _mm512_castpd_si512(v); }
     static V from_bits(I v) { return _mm512_castsi512_pd(v); }
@@ -185,7 +187,6 @@ struct GenericLanes {
     static M either(M a, M b) { return a | b; }
     static V select(M m, V a, V b) { return from_bits((m & bits(a)) | (~m & bits(b))); }
     static I select_int(M m, I a, I b) { return (m & a) | (~m & b); }
-    static I subtract_int(I a, I b) { return a - b; }
     static V to_float(I v) { return __builtin_convertvector(v, V); }
     static I bits(V v) {
         I i;

@@ -77,7 +77,10 @@ void exponentiate_as(T* scores, int64_t key0, int64_t count, int vectors, RowSta
     for (int v = 0; v < vectors; ++v) {
         const int64_t r = v * L::kWidth;
         const auto shift = L::load(s->shift + r);
-        const auto position = L::load_int(s->position + r);
+        T ahead[L::kWidth];  // of the block's first key; exact, for it fits the mantissa or rounds as the distance
+                             // would
+        for (int lane = 0; lane < L::kWidth; ++lane) ahead[lane] = T(key0 - int64_t(s->position[r + lane]));
+        auto distance = L::load(ahead);
         auto mass = L::all(0), weighted = L::all(0), squares = L::all(0), moved = L::all(0);
         for (int64_t k = 0; k < count; ++k) {
             T* score = scores + k * kRows + r;
@@ -88,8 +91,8 @@ void exponentiate_as(T* scores, int64_t key0, int64_t count, int vectors, RowSta
             if constexpr (Entropy) weighted = L::fma(p, t, weighted);
             if constexpr (Collision) squares = L::fma(p, p, squares);
             if constexpr (Distance) {
-                const auto ahead = L::subtract_int(L::all_int(typename L::Int(key0 + k)), position);
-                moved = L::fma(p, L::abs(L::to_float(ahead)), moved);
+                moved = L::fma(p, L::abs(distance), moved);
+                distance = distance + L::all(1);
             }
         }
         L::store(s->mass + r, L::load(s->mass + r) + mass);
