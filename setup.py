@@ -7,6 +7,7 @@ Environment:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -60,6 +61,15 @@ def cuda_sources() -> list[str]:
     return sources if wish != "0" and shutil.which("nvcc") else []
 
 
+def source_hash() -> str:
+    """Names the kernels' sources: results are only compared or continued between equal ones."""
+    digest = hashlib.sha256()
+    for source in relative("csrc/**/*"):
+        if (ROOT / source).is_file():
+            digest.update(source.encode() + b"\0" + (ROOT / source).read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
 def relative(*patterns: str) -> list[str]:
     """Files matching the patterns, relative to the project as setuptools wants them, in a fixed order."""
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
@@ -93,6 +103,7 @@ def extension() -> Any:
         # Any of these being newer than the library builds it again.
         depends=["setup.py", *relative("csrc/**/*.h", "csrc/**/*.hpp", "csrc/**/*.inl", "csrc/**/*.cuh")],
         include_dirs=["csrc"],
+        define_macros=[("ATTNCAP_SOURCE_HASH", f'"{source_hash()}"')],
         extra_compile_args=list(COMMON_FLAGS),
         extra_link_args=["-fopenmp"],
     )

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence as Rows
 
+source_hash: str  # of csrc/, as it was compiled
+
 class Array:
     def __init__(self, data: int, dtype: str, strides: Rows[int]) -> None: ...
 

@@ -58,8 +58,8 @@ class ShardSize:
     A document counts for at most `longest` characters, for models cut what is longer.
     """
 
-    documents: int = 512
-    characters: int = 48 * 1024
+    documents: int = 256
+    characters: int = 24 * 1024
     longest: int = 8 * 1024
 
 

@@ -25,6 +25,15 @@ def last_impl() -> str | None:
     return _last_impl
 
 
+def kernel_hash() -> str | None:
+    """Names the sources that the compiled kernels were made of; None where they are not built."""
+    if _availability("cpu") != "yes":
+        return None
+    from attncap import _C
+
+    return _C.source_hash
+
+
 def choose(impl: Any, query: Tensor) -> str:
     """The implementation for this call. One asked for by name never falls back: it serves or raises.
 

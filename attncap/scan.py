@@ -308,6 +308,7 @@ def _plan(work: Work, corpus: Corpus, survey: Survey, options: ScanOptions) -> d
         },
         "versions": {
             "attncap": attncap.__version__,
+            "attncap_kernels": dispatch.kernel_hash(),
             "torch": str(torch.__version__),
             "transformers": require("transformers", "scan").__version__,
             "python": platform.python_version(),

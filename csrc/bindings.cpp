@@ -35,6 +35,7 @@ Array make_array(uintptr_t data, const std::string& dtype, const std::vector<int
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "attncap's compiled kernels; called by attncap.cpu.";
+    m.attr("source_hash") = ATTNCAP_SOURCE_HASH;
     py::class_<Array>(m, "Array").def(py::init(&make_array), py::arg("data"), py::arg("dtype"), py::arg("strides"));
     py::class_<Sequence>(m, "Sequence")
         .def(py::init<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>(), py::arg("batch"), py::arg("row0"),

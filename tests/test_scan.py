@@ -8,7 +8,7 @@ import random
 import resource
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -454,6 +454,47 @@ def test_a_model_that_fails_is_an_error_that_names_the_shard(
 def test_unknown_options_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):
         ScanOptions(**{name: value})
+
+
+# Other kinds of models.
+
+
+def tiny_gpt2(**sizes: Any) -> Any:
+    return transformers.GPT2Model(transformers.GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=20, **sizes))
+
+
+def tiny_roberta(**sizes: Any) -> Any:
+    # Positions are counted from 2 on here, so that of 30 embeddings 28 can be used.
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return transformers.RobertaModel(
+        transformers.RobertaConfig(**shape, **sizes, max_position_embeddings=30, pad_token_id=1)
+    )
+
+
+def tiny_t5(**sizes: Any) -> Any:
+    return transformers.T5Model(transformers.T5Config(d_model=16, d_ff=24, num_layers=2, num_heads=2, d_kv=8, **sizes))
+
+
+@pytest.mark.parametrize(("build", "longest"), [(tiny_gpt2, 20), (tiny_roberta, 28), (tiny_t5, tiny.LONGEST)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_other_models_are_scanned_to_their_own_length(
+    folder: Path, tmp_path: Path, build: Callable[..., Any], longest: int, dtype: str
+) -> None:
+    shutil.copytree(folder / "model", tmp_path / "model")
+    tokenizer = load_model(str(folder / "model")).tokenizer
+    special = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    build(vocab_size=len(tokenizer), **special).save_pretrained(tmp_path / "model")
+    heads: list[bytes] = []
+    for workers in (1, 2):
+        output = tmp_path / f"run{workers}"
+        options = ScanOptions(workers=workers, dtype=dtype)
+        run = scan(str(tmp_path / "model"), [str(folder / "corpus.jsonl")], output, options=options)
+        heads.append((output / "heads.parquet").read_bytes())
+        assert run.scan["limits"] == {"max_tokens": longest}
+        assert run.scan["options"]["dtype"] == dtype
+        assert run.scan["counts"]["documents"] == DOCUMENTS
+        assert {row["layer"] for row in run.heads.to_pylist()} == {0, 1}
+    assert heads[0] == heads[1]
 
 
 # How documents become batches.
