@@ -73,33 +73,48 @@ inline Stored read(const char* p) {
     return value;
 }
 
-// out[i] = T(in[i * stride]) for i < count; the switch stands outside the loops.
+// out[i] = convert(in[i * stride]); the loop of known step is one that the compiler vectorises.
+template <class Stored, class T, class Convert>
+inline void load_each(T* out, const char* in, int64_t stride, int64_t count, Convert convert) {
+    constexpr int64_t size = sizeof(Stored);
+    if (stride == 1) {
+        for (int64_t i = 0; i < count; ++i) out[i] = T(convert(read<Stored>(in + i * size)));
+    } else {
+        for (int64_t i = 0; i < count; ++i) out[i] = T(convert(read<Stored>(in + i * stride * size)));
+    }
+}
+
+template <class T>
+inline void load_halves(T* out, const char* in, int64_t stride, int64_t count) {
+    int64_t done = 0;
+#if defined(__F16C__)
+    if constexpr (sizeof(T) == 4) {
+        for (; stride == 1 && done + 8 <= count; done += 8) {
+            const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + 2 * done));
+            _mm256_storeu_ps(out + done, _mm256_cvtph_ps(halves));
+        }
+    }
+#endif
+    load_each<uint16_t>(out + done, in + 2 * done * stride, stride, count - done, half_to_float);
+}
+
+// Numbers of any dtype as T; booleans become a bias: 0 where True, -inf where False.
 template <class T>
 void load_strided(T* out, const char* in, DType dtype, int64_t stride, int64_t count) {
-    const int64_t step = stride * item_size(dtype);
+    auto same = [](auto x) { return x; };
     switch (dtype) {
         case DType::float32:
-            for (int64_t i = 0; i < count; ++i) out[i] = T(read<float>(in + i * step));
-            break;
+            return load_each<float>(out, in, stride, count, same);
         case DType::float64:
-            for (int64_t i = 0; i < count; ++i) out[i] = T(read<double>(in + i * step));
-            break;
+            return load_each<double>(out, in, stride, count, same);
         case DType::bfloat16:
-            if (stride == 1) {  // a loop of known step is one the compiler vectorises
-                for (int64_t i = 0; i < count; ++i) out[i] = T(bfloat_to_float(read<uint16_t>(in + 2 * i)));
-            } else {
-                for (int64_t i = 0; i < count; ++i) out[i] = T(bfloat_to_float(read<uint16_t>(in + i * step)));
-            }
-            break;
+            return load_each<uint16_t>(out, in, stride, count, bfloat_to_float);
         case DType::float16:
-            for (int64_t i = 0; i < count; ++i) out[i] = T(half_to_float(read<uint16_t>(in + i * step)));
-            break;
+            return load_halves(out, in, stride, count);
         case DType::boolean:
-            for (int64_t i = 0; i < count; ++i) out[i] = in[i * step] ? T(0) : T(-INFINITY);
-            break;
+            return load_each<uint8_t>(out, in, stride, count, [](uint8_t x) { return x ? T(0) : T(-INFINITY); });
         case DType::int32:
-            for (int64_t i = 0; i < count; ++i) out[i] = T(read<int32_t>(in + i * step));
-            break;
+            return load_each<int32_t>(out, in, stride, count, same);
     }
 }
 

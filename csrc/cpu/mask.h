@@ -64,35 +64,55 @@ void hide_unseen(const SeenRange<T>& seen, int64_t key0, int64_t key1, int vecto
     }
 }
 
-// Adds the mask of (batch, head) to the scores: bool False and a bias of -inf hide the key, whatever the score was.
+// score + bias, or -inf where the bias is -inf, whatever the score was.
 template <class T>
-void add_mask(const Array& mask, int64_t batch, int64_t head, int64_t row0, int64_t rows, int64_t key0, int64_t key1,
-              int vectors, T* scores) {
+inline typename Lanes<T>::V biased(typename Lanes<T>::V score, typename Lanes<T>::V bias) {
+    using L = Lanes<T>;
+    const auto hidden = L::all(T(-INFINITY));
+    return L::select(L::equal(bias, hidden), hidden, score + bias);
+}
+
+// A mask that is the same for every row (padding): one bias per key.
+template <class T>
+void add_key_mask(const Array& mask, int64_t batch, int64_t head, int64_t key0, int64_t count, int vectors, T* scores) {
     using L = Lanes<T>;
     constexpr int64_t kChunk = 64;
-    const auto hidden = T(-INFINITY);
     T bias[kChunk];
-    if (mask.stride[2] == 0) {  // one bias per key, the same for every row (padding)
-        for (int64_t key = key0; key < key1; key += kChunk) {
-            const int64_t count = std::min(kChunk, key1 - key);
-            load_strided(bias, mask.at(batch, head, 0, key), mask.dtype, mask.stride[3], count);
-            for (int64_t k = 0; k < count; ++k) {
-                if (bias[k] == T(0)) continue;
-                for (int v = 0; v < vectors; ++v) {
-                    T* score = scores + (key + k - key0) * kRows + v * L::kWidth;
-                    L::store(score, bias[k] == hidden ? L::all(hidden) : L::load(score) + L::all(bias[k]));
-                }
+    for (int64_t first = 0; first < count; first += kChunk) {
+        const int64_t some = std::min(kChunk, count - first);
+        load_strided(bias, mask.at(batch, head, 0, key0 + first), mask.dtype, mask.stride[3], some);
+        for (int64_t k = 0; k < some; ++k) {
+            if (bias[k] == T(0)) continue;
+            for (int v = 0; v < vectors; ++v) {
+                T* score = scores + (first + k) * kRows + v * L::kWidth;
+                L::store(score, biased<T>(L::load(score), L::all(bias[k])));
             }
         }
-        return;
     }
-    for (int64_t key = key0; key < key1; key += kChunk) {
-        const int64_t count = std::min(kChunk, key1 - key);
-        for (int64_t row = 0; row < rows; ++row) {
-            load_strided(bias, mask.at(batch, head, row0 + row, key), mask.dtype, mask.stride[3], count);
-            T* score = scores + (key - key0) * kRows + row;
-            for (int64_t k = 0; k < count; ++k) {
-                score[k * kRows] = bias[k] == hidden ? hidden : score[k * kRows] + bias[k];
+}
+
+// A mask with rows of its own: squares of kWidth rows and keys are read along the keys and turned.
+template <class T>
+void add_row_mask(const Array& mask, int64_t batch, int64_t head, int64_t row0, int64_t rows, int64_t key0,
+                  int64_t count, T* scores) {
+    using L = Lanes<T>;
+    constexpr int64_t kWidth = L::kWidth, kChunk = 64;
+    T bias[kWidth][kChunk] = {};
+    for (int64_t first_row = 0; first_row < rows; first_row += kWidth) {
+        for (int64_t first = 0; first < count; first += kChunk) {
+            const int64_t some = std::min(kChunk, count - first);
+            for (int64_t i = 0; i < kWidth; ++i) {
+                const char* from = mask.at(batch, head, row0 + std::min(first_row + i, rows - 1), key0 + first);
+                load_strided(bias[i], from, mask.dtype, mask.stride[3], some);
+            }
+            for (int64_t k = 0; k < some; k += kWidth) {
+                typename L::V square[kWidth];
+                for (int64_t i = 0; i < kWidth; ++i) square[i] = L::load(bias[i] + k);
+                L::transpose(square);
+                for (int64_t i = 0; i < std::min(kWidth, some - k); ++i) {
+                    T* score = scores + (first + k + i) * kRows + first_row;
+                    L::store(score, biased<T>(L::load(score), square[i]));
+                }
             }
         }
     }

@@ -19,39 +19,52 @@ class RowBlock {
           vectors_(int((task.rows + L::kWidth - 1) / L::kWidth)),
           w_(*workspace),
           s_(workspace->state),
-          products_(task, workspace) {}
+          products_(t_, workspace) {}
 
-    // Computes the rows' output and statistics; `received` (or null) gets each key's probabilities added.
-    void run(bool keep, T* received) {
+    // A task is begun, steps through blocks first_block() .. last_block() - 1 of keys, and is finished; tasks of heads
+    // that share keys and values may take their steps in turn, so that these are read from memory once.
+    void begin() {
         w_.clear_state(p_);
         products_.load_queries();
         load_row_facts();
-        seen_.set(t_.problem, t_.sequence, t_.row0, t_.rows);
-        for (int64_t block = seen_.begin / kBlockKeys; block * kBlockKeys < seen_.end; ++block) {
-            const int64_t key0 = std::max(seen_.begin, block * kBlockKeys);
-            const int64_t key1 = std::min(seen_.end, (block + 1) * kBlockKeys);
-            T* scores = keep ? w_.kept + (key0 - seen_.begin) * kRows : w_.scores;
-            score_block(key0, key1, scores);
-            scan_scores(scores, key0, key1 - key0, vectors_, &s_, w_.block_max);
-            pick_offsets(scores, key0, key1, p_.offsets, t_.rows, &s_);
-            rescale(w_.block_max, vectors_, p_.tags, &s_);
-            if (received) std::copy(s_.shift, s_.shift + kRows, w_.block_shift + block * kRows);
-            exponentiate(p_, scores, key0, key1 - key0, vectors_, &s_);
-            add_masses(scores, key0, key1);
-            products_.add_values(scores, key0, key1, s_.decay);
-        }
-        finish();
-        if (received) add_received(keep, received);
+        seen_.set(p_, t_.sequence, t_.row0, t_.rows);
+    }
+
+    int64_t first_block() const { return seen_.begin / kBlockKeys; }
+    int64_t last_block() const { return block_count(seen_.end); }
+
+    // `keep` keeps the block's exponentials for `finish`.
+    void step(int64_t block, bool keep) {
+        const int64_t key0 = block_begin(block), key1 = block_end(block);
+        T* scores = keep && !narrow() ? w_.kept + (key0 - seen_.begin) * kRows : w_.scores;
+        score_block(key0, key1, scores);
+        scan_scores(scores, key0, key1 - key0, vectors_, &s_, w_.block_max);
+        pick_offsets(scores, key0, key1, p_.offsets, t_.rows, &s_);
+        rescale(w_.block_max, vectors_, p_.tags, &s_);
+        if (p_.received) std::copy(s_.shift, s_.shift + kRows, w_.block_shift + block * kRows);
+        exponentiate(p_, scores, key0, key1 - key0, vectors_, &s_);
+        if (p_.received && narrow()) keep_narrow(scores, key0, key1);
+        add_masses(scores, key0, key1);
+        products_.add_values(scores, key0, key1, s_.decay);
+    }
+
+    // Stores output and statistics; `received` (or null) gets each key's probabilities added.
+    void finish(bool kept, T* received) {
+        finish_rows();
+        if (received) add_received(kept, received);
     }
 
   private:
-    const Task& t_;
+    const Task t_;
     const Problem& p_;
     const int vectors_;
     Workspace<T>& w_;
     RowState<T>& s_;
     Products<T> products_;
     SeenRange<T> seen_;
+
+    int64_t block_begin(int64_t block) const { return std::max(seen_.begin, block * kBlockKeys); }
+    int64_t block_end(int64_t block) const { return std::min(seen_.end, (block + 1) * kBlockKeys); }
 
     void load_row_facts() {
         for (int64_t i = 0; i < vectors_ * L::kWidth; ++i) {
@@ -73,8 +86,11 @@ class RowBlock {
                 L::store(scores + i, L::all(T(p_.softcap)) * capped);
             }
         }
-        if (p_.attn_mask.given()) {
-            add_mask(p_.attn_mask, t_.sequence.batch, t_.head, t_.row_at(0), t_.rows, key0, key1, vectors_, scores);
+        const Array& mask = p_.attn_mask;
+        if (mask.given() && mask.stride[2] == 0) {
+            add_key_mask(mask, t_.sequence.batch, t_.head, key0, key1 - key0, vectors_, scores);
+        } else if (mask.given()) {
+            add_row_mask(mask, t_.sequence.batch, t_.head, t_.row_at(0), t_.rows, key0, key1 - key0, scores);
         }
         hide_unseen(seen_, key0, key1, vectors_, scores);
     }
@@ -99,7 +115,7 @@ class RowBlock {
     }
 
     // The null outcome joins the sums, then everything is normalised, turned into statistics and stored.
-    void finish() {
+    void finish_rows() {
         const bool has_null = p_.sink_logits.given();
         const T null_logit = has_null ? load_one<T>(p_.sink_logits.at(t_.head), p_.sink_logits.dtype) : T(-INFINITY);
         T lse[kRows], entropy[kRows], null_mass[kRows];
@@ -229,12 +245,11 @@ class RowBlock {
     // Column sums of the probabilities: from the exponentials kept, or from scores computed once more; both ways
     // see the same shifts and so give the same bits.
     void add_received(bool keep, T* received) {
-        for (int64_t block = seen_.begin / kBlockKeys; block * kBlockKeys < seen_.end; ++block) {
-            const int64_t key0 = std::max(seen_.begin, block * kBlockKeys);
-            const int64_t key1 = std::min(seen_.end, (block + 1) * kBlockKeys);
+        for (int64_t block = first_block(); block < last_block(); ++block) {
+            const int64_t key0 = block_begin(block), key1 = block_end(block);
             const T* shift = w_.block_shift + block * kRows;
             const T* exponentials = w_.kept + (key0 - seen_.begin) * kRows;
-            if (!keep) {
+            if (!keep && !narrow()) {
                 score_block(key0, key1, w_.scores);
                 std::copy(shift, shift + kRows, s_.shift);
                 exponentiate_as<T, false, false, false>(w_.scores, key0, key1 - key0, vectors_, &s_);
@@ -253,7 +268,30 @@ class RowBlock {
                 finite = finite && std::isfinite(s_.mass[i]);
                 if (!w_.counted[i]) w_.row[i] = 0;
             }
-            add_columns(exponentials, w_.row, key1 - key0, vectors_, !finite, received + key0);
+            if (narrow()) {
+                add_narrow_columns(key0, key1, received);
+            } else {
+                add_columns(exponentials, w_.row, key1 - key0, vectors_, !finite, received + key0);
+            }
+        }
+    }
+
+    // Few rows keep their exponentials row by row, which takes little room at any length.
+    bool narrow() const { return t_.rows <= kNarrowRows; }
+
+    void keep_narrow(const T* exponentials, int64_t key0, int64_t key1) {
+        for (int64_t row = 0; row < t_.rows; ++row) {
+            T* kept = w_.narrow_kept + row * t_.sequence.keys;
+            for (int64_t key = key0; key < key1; ++key) kept[key] = exponentials[(key - key0) * kRows + row];
+        }
+    }
+
+    void add_narrow_columns(int64_t key0, int64_t key1, T* received) const {
+        for (int64_t row = 0; row < t_.rows; ++row) {
+            const T* kept = w_.narrow_kept + row * t_.sequence.keys;
+            const T factor = w_.row[row];
+            if (factor == 0) continue;
+            for (int64_t key = key0; key < key1; ++key) received[key] += kept[key] == 0 ? T(0) : kept[key] * factor;
         }
     }
 };

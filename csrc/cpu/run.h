@@ -6,6 +6,8 @@
 #include <omp.h>
 #endif
 
+#include <optional>
+
 #include "cpu/row_block.h"
 
 namespace attncap {
@@ -13,11 +15,17 @@ namespace ATTNCAP_ISA {
 
 constexpr int64_t kKeptBytes = 24 << 20;     // exponentials kept for received_mass, all threads together
 constexpr int64_t kPartialBytes = 16 << 20;  // partial column sums in flight
+constexpr int64_t kSharingBytes = 12 << 20;  // workspaces of heads that take their steps together
 
-struct Head {
+// Work on one head, or on a few that share keys and values where there are so few rows that reading these is the cost.
+struct Unit {
     const Sequence* sequence;
-    int64_t head, blocks, groups;
+    int64_t head, heads, blocks, groups;
+
+    int64_t sums() const { return groups * heads * sequence->keys; }  // partial column sums
 };
+
+constexpr int64_t kMostTogether = 8;
 
 // Each group of a head's row blocks sums its received_mass by itself; groups take blocks in turn, which evens out
 // causal work.
@@ -31,32 +39,36 @@ class Run {
   public:
     explicit Run(const Problem& problem) : p_(problem) {
         for (const Sequence& sequence : p_.sequences) {
-            const int64_t blocks = (sequence.rows + kRows - 1) / kRows;
-            if (blocks == 0) continue;
             most_keys_ = std::max(most_keys_, sequence.keys);
-            for (int64_t head = 0; head < p_.heads; ++head) {
-                const int64_t groups = p_.received ? group_count(blocks, sequence.keys, sizeof(T)) : blocks;
-                heads_.push_back({&sequence, head, blocks, groups});
-            }
+            if (sequence.rows > kNarrowRows) most_wide_keys_ = std::max(most_wide_keys_, sequence.keys);
         }
+        const int64_t kept = most_wide_keys_ * kRows * int64_t(sizeof(T));
+        keep_ = p_.received && kept * p_.threads <= kKeptBytes;
+        const int64_t workspace = Workspace<T>(p_, most_keys_, keep_ ? most_wide_keys_ : 0).bytes();
+        together_ = std::clamp<int64_t>(kSharingBytes / (workspace * p_.threads), 1, kMostTogether);
+        together_ = std::min(together_, p_.heads / p_.key_heads);
+        for (const Sequence& sequence : p_.sequences) add_units(sequence);
     }
 
     void operator()() {
-        const int64_t kept = most_keys_ * kRows * int64_t(sizeof(T));
-        keep_ = p_.received && kept * p_.threads <= kKeptBytes;
-        for (int i = 0; i < p_.threads; ++i) workspaces_.emplace_back(p_, most_keys_, keep_ ? most_keys_ : 0);
-        for (size_t first = 0, last; first < heads_.size(); first = last) {
-            last = p_.received ? chunk_end(first) : heads_.size();
-            run_heads(first, last);
+        bool sharing = false;
+        for (const Unit& unit : units_) sharing = sharing || unit.heads > 1;
+        if (!sharing) together_ = 1;
+        for (int64_t i = 0; i < p_.threads * together_; ++i) {
+            workspaces_.emplace_back(p_, most_keys_, keep_ ? most_wide_keys_ : 0);
+        }
+        for (size_t first = 0, last; first < units_.size(); first = last) {
+            last = p_.received ? chunk_end(first) : units_.size();
+            run_units(first, last);
         }
     }
 
   private:
     const Problem& p_;
-    std::vector<Head> heads_;
+    std::vector<Unit> units_;
     std::vector<Workspace<T>> workspaces_;
     std::vector<T> partials_;
-    int64_t most_keys_ = 0;
+    int64_t most_keys_ = 0, most_wide_keys_ = 0, together_ = 1;
     bool keep_ = false;
 
     static int thread_number() {
@@ -67,56 +79,84 @@ class Run {
 #endif
     }
 
-    // As many heads at once as their partial sums have room for.
+    void add_units(const Sequence& sequence) {
+        const int64_t blocks = (sequence.rows + kRows - 1) / kRows, sharing = p_.heads / p_.key_heads;
+        if (blocks == 0) return;
+        const int64_t groups = p_.received ? group_count(blocks, sequence.keys, sizeof(T)) : blocks;
+        const int64_t most = sequence.rows <= kNarrowRows ? together_ : 1;
+        for (int64_t head = 0, heads; head < p_.heads; head += heads) {
+            heads = std::min(most, sharing - head % sharing);
+            units_.push_back({&sequence, head, heads, blocks, groups});
+        }
+    }
+
+    // As many units at once as their partial sums have room for.
     size_t chunk_end(size_t first) const {
         int64_t bytes = 0;
         size_t last = first;
-        while (last < heads_.size()) {
-            bytes += heads_[last].groups * heads_[last].sequence->keys * int64_t(sizeof(T));
+        while (last < units_.size()) {
+            bytes += units_[last].sums() * int64_t(sizeof(T));
             if (last > first && bytes > kPartialBytes) break;
             ++last;
         }
         return last;
     }
 
-    void run_heads(size_t first, size_t last) {
-        std::vector<int64_t> task0(1, 0), partial0(1, 0);  // where each head's tasks and partial sums begin
-        for (size_t h = first; h < last; ++h) {
-            task0.push_back(task0.back() + heads_[h].groups);
-            partial0.push_back(partial0.back() + heads_[h].groups * heads_[h].sequence->keys);
+    void run_units(size_t first, size_t last) {
+        std::vector<int64_t> task0(1, 0), sums0(1, 0);  // where each unit's tasks and partial sums begin
+        for (size_t u = first; u < last; ++u) {
+            task0.push_back(task0.back() + units_[u].groups);
+            sums0.push_back(sums0.back() + units_[u].sums());
         }
-        if (p_.received) partials_.assign(size_t(partial0.back()), T(0));
+        if (p_.received) partials_.assign(size_t(sums0.back()), T(0));
         const int64_t tasks = task0.back();
 #pragma omp parallel num_threads(p_.threads) if (p_.threads > 1 && tasks > 1)
         {
-            Workspace<T>& workspace = workspaces_[size_t(thread_number())];
+            Workspace<T>* workspaces = workspaces_.data() + thread_number() * together_;
 #pragma omp for schedule(dynamic, 1)
             for (int64_t task = 0; task < tasks; ++task) {
-                const size_t h = size_t(std::upper_bound(task0.begin(), task0.end(), task) - task0.begin()) - 1;
-                const Head& head = heads_[first + h];
-                const int64_t group = task - task0[h];
-                T* sums = p_.received ? partials_.data() + partial0[h] + group * head.sequence->keys : nullptr;
-                for (int64_t block = group; block < head.blocks; block += head.groups) {
-                    const Task block_task(p_, *head.sequence, head.head, block * kRows);
-                    RowBlock<T>(block_task, &workspace).run(keep_, sums);
+                const size_t u = size_t(std::upper_bound(task0.begin(), task0.end(), task) - task0.begin()) - 1;
+                const Unit& unit = units_[first + u];
+                const int64_t group = task - task0[u];
+                T* sums =
+                    p_.received ? partials_.data() + sums0[u] + group * unit.heads * unit.sequence->keys : nullptr;
+                for (int64_t block = group; block < unit.blocks; block += unit.groups) {
+                    run_rows(unit, block * kRows, workspaces, sums);
                 }
             }
             if (p_.received) {
 #pragma omp for schedule(static)
-                for (int64_t h = 0; h < int64_t(last - first); ++h) store_received(heads_[first + h], partial0[h]);
+                for (int64_t u = 0; u < int64_t(last - first); ++u) store_received(units_[first + u], sums0[u]);
             }
         }
     }
 
-    void store_received(const Head& head, int64_t partial0) {
-        const int64_t keys = head.sequence->keys;
-        T* total = partials_.data() + partial0;
-        for (int64_t group = 1; group < head.groups; ++group) {
-            for (int64_t key = 0; key < keys; ++key) total[key] += total[group * keys + key];
+    // The rows from row0 on of all heads of a unit, which take each block of keys in turn.
+    void run_rows(const Unit& unit, int64_t row0, Workspace<T>* workspaces, T* sums) {
+        std::optional<RowBlock<T>> heads[kMostTogether];
+        for (int64_t i = 0; i < unit.heads; ++i) {
+            heads[i].emplace(Task(p_, *unit.sequence, unit.head + i, row0), &workspaces[i]);
+            heads[i]->begin();
+        }
+        for (int64_t block = heads[0]->first_block(); block < heads[0]->last_block(); ++block) {
+            for (int64_t i = 0; i < unit.heads; ++i) heads[i]->step(block, keep_);
+        }
+        for (int64_t i = 0; i < unit.heads; ++i) {
+            heads[i]->finish(keep_, sums ? sums + i * unit.sequence->keys : nullptr);
+        }
+    }
+
+    void store_received(const Unit& unit, int64_t sums0) {
+        const int64_t keys = unit.sequence->keys, count = unit.heads * keys;
+        T* total = partials_.data() + sums0;
+        for (int64_t group = 1; group < unit.groups; ++group) {
+            for (int64_t i = 0; i < count; ++i) total[i] += total[group * count + i];
         }
         const Array& to = p_.received_mass;
-        store_strided(to.at(head.sequence->batch, head.head, head.sequence->key0), to.dtype, to.stride[2], total, 1,
-                      keys);
+        for (int64_t i = 0; i < unit.heads; ++i) {
+            store_strided(to.at(unit.sequence->batch, unit.head + i, unit.sequence->key0), to.dtype, to.stride[2],
+                          total + i * keys, 1, keys);
+        }
     }
 };
 

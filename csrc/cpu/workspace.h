@@ -18,7 +18,7 @@ inline int64_t block_count(int64_t keys) { return (keys + kBlockKeys - 1) / kBlo
 template <class T>
 struct Workspace {
     using Int = typename Lanes<T>::Int;
-    T *query, *keys, *values, *features, *scores, *out, *feature_out, *block_max, *block_shift, *kept;
+    T *query, *keys, *values, *features, *scores, *out, *feature_out, *block_max, *block_shift, *kept, *narrow_kept;
     T *factor, *row, *staging, *paired_prob;
     bool counted[kRows];
     int32_t* key_tags;
@@ -35,6 +35,8 @@ struct Workspace {
         layout(problem, tags, offsets, most_keys, kept_keys);
         state.top.k = problem.topk;
     }
+
+    int64_t bytes() const { return used_; }
 
     void clear_state(const Problem& problem) {
         for (T* sum : {state.mass, state.weighted, state.squares, state.moved, state.sink, state.diagonal})
@@ -81,6 +83,7 @@ struct Workspace {
         take(&block_max, kRows);
         take(&block_shift, problem.received ? block_count(most_keys) * kRows : 0);
         take(&kept, kept_keys * kRows);
+        take(&narrow_kept, problem.received ? most_keys * kNarrowRows : 0);
         take(&factor, kRows);
         take(&row, kRows);
         take(&key_tags, kBlockKeys);
