@@ -2,6 +2,7 @@
 #   make demo    scan a real model over real text, print the most telling heads, write the report
 #   make test    run the tests
 #   make lint    ruff, mypy, clang-format
+#   make sanitize   the kernel tests under the address and undefined-behaviour sanitizers
 #   make bench   time attncap against eager attention
 #   make clean   remove what was built (the virtual environment stays)
 # PYTHON names the interpreter the environment is made with, VENV the folder it is made in.
@@ -16,7 +17,7 @@ NATIVE := $(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.
 TEST_JOBS ?= 2
 TEST_THREADS ?= 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint sanitize bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.attncap-demo
@@ -31,6 +32,15 @@ lint: $(VENV)/.attncap-dev
 	$(RUN)/mypy
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' \
 		| xargs $(RUN)/clang-format --dry-run -Werror
+
+# Python itself is not instrumented: the sanitizers' libraries are loaded before it, and its own leaks are not looked for.
+SANITIZE := $(CURDIR)/build/sanitize
+sanitize: $(VENV)/.attncap-test
+	ATTNCAP_SANITIZE=address,undefined $(RUN)/python setup.py -q build --build-base $(SANITIZE)/base --build-lib $(SANITIZE)/lib
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+		PYTHONPATH=$(SANITIZE)/lib PYTHONSAFEPATH=1 \
+		$(RUN)/python -m pytest --import-mode=append -q -s tests/test_attention.py tests/test_sanitized.py
 
 bench: $(VENV)/.attncap-test
 	$(RUN)/python -m benchmarks.compare_cpu

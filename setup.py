@@ -3,6 +3,7 @@
 Environment:
     ATTNCAP_CUDA        0 never builds CUDA kernels, 1 insists on them; by default they are built where nvcc is found.
     ATTNCAP_BUILD_JOBS  files compiled at once (2).
+    ATTNCAP_SANITIZE    sanitizers to compile with, as in -fsanitize= (address,undefined).
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ def flags_for(source: str) -> list[str]:
     stem = Path(source).stem
     suffixes = [suffix for suffix in FLAGS_BY_SUFFIX if stem.endswith(suffix)]
     return list(FLAGS_BY_SUFFIX[max(suffixes, key=len)]) if suffixes and IS_X86 else []
+
+
+def sanitizer_flags() -> list[str]:
+    """Flags of a build that looks for errors in memory and undefined behaviour (`make sanitize`)."""
+    sanitizers = os.environ.get("ATTNCAP_SANITIZE", "")
+    return [f"-fsanitize={sanitizers}", "-fno-sanitize=vptr", "-O1", "-g"] if sanitizers else []
 
 
 def cuda_sources() -> list[str]:
@@ -104,8 +111,8 @@ def extension() -> Any:
         depends=["setup.py", *relative("csrc/**/*.h", "csrc/**/*.hpp", "csrc/**/*.inl", "csrc/**/*.cuh")],
         include_dirs=["csrc"],
         define_macros=[("ATTNCAP_SOURCE_HASH", f'"{source_hash()}"')],
-        extra_compile_args=list(COMMON_FLAGS),
-        extra_link_args=["-fopenmp"],
+        extra_compile_args=[*COMMON_FLAGS, *sanitizer_flags()],
+        extra_link_args=["-fopenmp", *sanitizer_flags()],
     )
 
 
