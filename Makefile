@@ -3,7 +3,7 @@
 #   make test    run the tests
 #   make lint    ruff, mypy, clang-format
 #   make sanitize   the kernel tests under the address and undefined-behaviour sanitizers
-#   make bench   time attncap against eager attention
+#   make bench      time attncap against torch's attention and the eager map
 #   make clean   remove what was built (the virtual environment stays)
 # PYTHON names the interpreter the environment is made with, VENV the folder it is made in.
 
@@ -42,7 +42,8 @@ sanitize: $(VENV)/.attncap-test
 		PYTHONPATH=$(SANITIZE)/lib PYTHONSAFEPATH=1 \
 		$(RUN)/python -m pytest --import-mode=append -q -s tests/test_attention.py tests/test_sanitized.py
 
-bench: $(VENV)/.attncap-test
+bench: $(VENV)/.attncap-bench
+	$(RUN)/python -m pytest -o addopts= -q benchmarks
 	$(RUN)/python -m benchmarks.compare_cpu
 
 clean:

@@ -1,131 +1,143 @@
 """Time attncap on this CPU against torch's own attention and against the eager map with the same statistics.
 
-    python benchmarks/compare_cpu.py [--threads N] [--rounds N] [--json FILE]
+    python -m benchmarks.compare_cpu [--threads N] [--rounds N] [--results FOLDER]
 
 Contestants of one shape take turns (A B C A B C ...) and each figure is a median, so a machine whose speed drifts
-gives the same ratios. A ratio above 1 means attncap is faster.
+gives the same ratios. A ratio above 1 means attncap is faster. With --results the figures are written as JSON, and as
+the table that the documentation shows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
-import sys
+import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
 
-import attncap
-from attncap import StatSpec
-from benchmarks import eager
+from benchmarks.cases_cpu import DECODING, SHAPES, Shape, contestants
+from benchmarks.machine import describe, medians
 
-
-@dataclass(frozen=True)
-class Shape:
-    """One call: batch, heads, rows = keys, head dim."""
-
-    batch: int
-    heads: int
-    length: int
-    dim: int
-    causal: bool = False
-    dtype: str = "float32"
-    eager: bool = True  # the map fits the memory
+Figures = dict[str, float]
 
 
-SHAPES = [
-    Shape(1, 8, 2048, 64),
-    Shape(1, 8, 2048, 64, causal=True),
-    Shape(1, 8, 2048, 128),
-    Shape(1, 8, 512, 64),
-    Shape(4, 12, 2048, 32, eager=False),
-    Shape(8, 12, 512, 32),
-    Shape(32, 12, 128, 32),
-    Shape(1, 8, 2048, 64, dtype="bfloat16"),
-    Shape(1, 2, 16384, 64, causal=True, eager=False),
-]
-EVERYTHING = StatSpec.all()
-
-
-def medians(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds of each, median of `rounds` turns after one that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds + 1):
-        for name, call in contestants.items():
-            start = time.perf_counter()
-            call()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def measure(shape: Shape, rounds: int) -> dict[str, float]:
+def measure(shape: Shape, rounds: int, peak: float) -> Figures:
     """Milliseconds of each contestant and the ratios people ask for."""
-    torch.manual_seed(0)
-    size = (shape.batch, shape.heads, shape.length, shape.dim)
-    query, key, value = torch.randn(3, *size).to(getattr(torch, shape.dtype))
-    causal = shape.causal
-    contestants: dict[str, Callable[[], object]] = {
-        "torch SDPA": lambda: F.scaled_dot_product_attention(query, key, value, is_causal=causal),
-        "attncap, no statistics": lambda: attncap.attention(query, key, value, StatSpec.none(), causal=causal),
-        "attncap, default": lambda: attncap.attention(query, key, value, causal=causal),
-        "attncap, everything": lambda: attncap.attention(query, key, value, EVERYTHING, causal=causal),
-    }
-    if shape.eager:
-        contestants["eager + statistics"] = lambda: eager.attention_with_statistics(
-            query, key, value, EVERYTHING, causal=causal
-        )
-    times = medians(contestants, rounds)
-    everything = times["attncap, everything"]
-    result = {f"{name} [ms]": 1e3 * seconds for name, seconds in times.items()}
-    result["SDPA / everything"] = times["torch SDPA"] / everything
-    result["cost of everything"] = everything / times["attncap, no statistics"] - 1
-    if shape.eager:
-        result["eager + statistics / everything"] = times["eager + statistics"] / everything
-    return result
+    times = medians(contestants(shape, with_eager=shape.rows is None and shape.keys <= 2048), rounds)
+    everything, plain = times["everything"], times["no statistics"]
+    figures = {f"{name} [ms]": 1e3 * seconds for name, seconds in times.items()}
+    figures["SDPA / everything"] = times["torch SDPA"] / everything
+    figures["SDPA / no statistics"] = times["torch SDPA"] / plain
+    figures["everything costs [%]"] = 100 * (everything / plain - 1)
+    if "eager + everything" in times:
+        figures["eager / everything"] = times["eager + everything"] / everything
+    if shape.dtype == "float32" and shape.rows is None:
+        figures["of FMA peak [%]"] = 100 * shape.flops / everything / 1e9 / peak
+    if shape.rows is not None:
+        figures["reads [GB/s]"] = shape.key_value_bytes / everything / 1e9
+    return figures
+
+
+def measure_avx2(rounds: int) -> dict[str, Figures]:
+    """attncap held to AVX2 against torch with everything the machine has."""
+    os.environ["ATTNCAP_CPU_ISA"] = "avx2"
+    try:
+        shapes = [Shape(1, 8, 2048, 64), Shape(1, 8, 2048, 128)]
+        return {f"{shape.name}, AVX2": measure(shape, rounds, torch.nan) for shape in shapes}
+    finally:
+        del os.environ["ATTNCAP_CPU_ISA"]
+
+
+def read_bandwidth() -> float:
+    """GB/s at which all threads together read memory."""
+    numbers = torch.ones(1 << 26)
+    best = float("inf")
+    for _ in range(8):
+        start = time.perf_counter()
+        numbers.sum()
+        best = min(best, time.perf_counter() - start)
+    return numbers.nbytes / best / 1e9
+
+
+COLUMNS = (
+    "torch SDPA [ms]",
+    "no statistics [ms]",
+    "default [ms]",
+    "everything [ms]",
+    "SDPA / everything",
+    "everything costs [%]",
+    "of FMA peak [%]",
+    "reads [GB/s]",
+    "eager / everything",
+)
+
+
+def rows_of(results: dict[str, Figures]) -> list[list[str]]:
+    """The table's cells as text."""
+    return [
+        [name, *(f"{figures[column]:.2f}" if column in figures else "" for column in COLUMNS)]
+        for name, figures in results.items()
+    ]
+
+
+def as_markdown(machine: dict[str, object], results: dict[str, Figures]) -> str:
+    """The page of the documentation."""
+    head = ["call", *COLUMNS]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows_of(results))]
+    told = "\n".join(f"- {name}: {value}" for name, value in machine.items())
+    return f"""# Speed on the CPU
+
+Made by `python -m benchmarks.compare_cpu --results benchmarks/results`. Medians of turns taken by all contestants in
+one run; `everything` is `StatSpec.all()`; ratios above 1 mean that attncap is faster.
+
+{told}
+
+{chr(10).join(lines)}
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--results", type=Path, help="folder for cpu.json and cpu.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    console = Console()
+    machine = describe(arguments.threads)
+    machine["memory read [GB/s]"] = round(read_bandwidth(), 1)
+    peak = float(str(machine["FMA peak, one thread [GFLOP/s]"])) * arguments.threads
+
+    results: dict[str, Figures] = {}
+    for shape in (*SHAPES, *DECODING):
+        console.print(shape.name)
+        results[shape.name] = measure(shape, arguments.rounds, peak)
+    if "avx2" in _sets():
+        results |= measure_avx2(arguments.rounds)
+
+    table = Table(title=f"{machine['processor']}, {arguments.threads} threads")
+    for column in ("call", *COLUMNS):
+        table.add_column(column)
+    for cells in rows_of(results):
+        table.add_row(*cells)
+    console.print(table)
+    if arguments.results:
+        arguments.results.mkdir(parents=True, exist_ok=True)
+        shapes = {shape.name: asdict(shape) for shape in (*SHAPES, *DECODING)}
+        record = {"machine": machine, "shapes": shapes, "results": results}
+        (arguments.results / "cpu.json").write_text(json.dumps(record, indent=2) + "\n")
+        (arguments.results / "cpu.md").write_text(as_markdown(machine, results))
+
+
+def _sets() -> list[str]:
     from attncap import _C
 
-    machine = {
-        "processor": processor_name(),
-        "instruction set": _C.instruction_sets()[0],
-        "threads": arguments.threads,
-        "torch": torch.__version__,
-        "attncap": attncap.__version__,
-        "python": platform.python_version(),
-    }
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    results = []
-    for shape in SHAPES:
-        figures = measure(shape, arguments.rounds)
-        results.append({"shape": asdict(shape), "figures": figures})
-        kind = f"{shape.dtype} B{shape.batch} H{shape.heads} N{shape.length} D{shape.dim}{' causal' * shape.causal}"
-        print(kind, " | ".join(f"{name} {value:.2f}" for name, value in figures.items()), sep=": ", flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
-
-
-def processor_name() -> str:
-    """The processor as the system names it."""
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _C.instruction_sets()
 
 
 if __name__ == "__main__":

@@ -63,5 +63,9 @@ PYBIND11_MODULE(_C, m) {
     m.def(
         "attention", [](const Problem& problem) { attncap::attention(problem, std::getenv("ATTNCAP_CPU_ISA")); },
         py::arg("problem"), py::call_guard<py::gil_scoped_release>(), "Runs one call on the CPU.");
+    m.def(
+        "fma_rate", [](double seconds) { return attncap::fma_rate(seconds, std::getenv("ATTNCAP_CPU_ISA")); },
+        py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
+        "GFLOP/s of one thread that multiplies and adds in registers alone.");
     m.def("instruction_sets", &attncap::instruction_sets, "Instruction sets usable here, widest first.");
 }

@@ -5,6 +5,6 @@
 #include "cpu/run.h"
 
 namespace attncap {
-ATTNCAP_DEFINE_ENTRY(attention_avx2)
+ATTNCAP_DEFINE_ENTRIES(avx2)
 }  // namespace attncap
 #endif

@@ -5,6 +5,6 @@
 #include "cpu/run.h"
 
 namespace attncap {
-ATTNCAP_DEFINE_ENTRY(attention_avx512)
+ATTNCAP_DEFINE_ENTRIES(avx512)
 }  // namespace attncap
 #endif

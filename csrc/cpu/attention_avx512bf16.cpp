@@ -7,6 +7,6 @@
 #include "cpu/run.h"
 
 namespace attncap {
-ATTNCAP_DEFINE_ENTRY(attention_avx512bf16)
+ATTNCAP_DEFINE_ENTRIES(avx512bf16)
 }  // namespace attncap
 #endif

@@ -3,5 +3,5 @@
 #include "cpu/run.h"
 
 namespace attncap {
-ATTNCAP_DEFINE_ENTRY(attention_portable)
+ATTNCAP_DEFINE_ENTRIES(portable)
 }  // namespace attncap

@@ -7,33 +7,49 @@
 
 namespace attncap {
 
-void attention_avx512bf16(const Problem& problem);
-void attention_avx512(const Problem& problem);
-void attention_avx2(const Problem& problem);
-void attention_portable(const Problem& problem);
+#define ATTNCAP_DECLARE_ENTRIES(isa)              \
+    void attention_##isa(const Problem& problem); \
+    double fma_rate_##isa(double seconds);
+ATTNCAP_DECLARE_ENTRIES(avx512bf16)
+ATTNCAP_DECLARE_ENTRIES(avx512)
+ATTNCAP_DECLARE_ENTRIES(avx2)
+ATTNCAP_DECLARE_ENTRIES(portable)
 
 namespace {
 
 struct InstructionSet {
     const char* name;
     void (*run)(const Problem&);
+    double (*rate)(double);
     bool here;
 };
 
+#define ATTNCAP_SET(isa, here) \
+    InstructionSet { #isa, attention_##isa, fma_rate_##isa, here }
+
+// Widest first.
 const std::vector<InstructionSet>& known_sets() {
 #if defined(__x86_64__)
     static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     static const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
     static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    static const std::vector<InstructionSet> sets = {{"avx512bf16", attention_avx512bf16, avx512bf16},
-                                                     {"avx512", attention_avx512, avx512},
-                                                     {"avx2", attention_avx2, avx2},
-                                                     {"portable", attention_portable, true}};
+    static const std::vector<InstructionSet> sets = {ATTNCAP_SET(avx512bf16, avx512bf16), ATTNCAP_SET(avx512, avx512),
+                                                     ATTNCAP_SET(avx2, avx2), ATTNCAP_SET(portable, true)};
 #else
-    static const std::vector<InstructionSet> sets = {{"portable", attention_portable, true}};
+    static const std::vector<InstructionSet> sets = {ATTNCAP_SET(portable, true)};
 #endif
     return sets;
+}
+
+// The set named by `isa`, or the widest one here.
+const InstructionSet& chosen_set(const char* isa) {
+    for (const InstructionSet& set : known_sets()) {
+        if (set.here && (!isa || !*isa || std::strcmp(isa, set.name) == 0)) return set;
+    }
+    std::string names;
+    for (const char* name : instruction_sets()) names += (names.empty() ? "" : ", ") + std::string(name);
+    throw std::invalid_argument("ATTNCAP_CPU_ISA: expected one of " + names + ", got '" + isa + "'");
 }
 
 }  // namespace
@@ -46,14 +62,8 @@ std::vector<const char*> instruction_sets() {
     return names;
 }
 
-void attention(const Problem& problem, const char* isa) {
-    for (const InstructionSet& set : known_sets()) {
-        if (!set.here || (isa && *isa && std::strcmp(isa, set.name) != 0)) continue;
-        return set.run(problem);
-    }
-    std::string names;
-    for (const char* name : instruction_sets()) names += (names.empty() ? "" : ", ") + std::string(name);
-    throw std::invalid_argument("ATTNCAP_CPU_ISA: expected one of " + names + ", got '" + isa + "'");
-}
+void attention(const Problem& problem, const char* isa) { chosen_set(isa).run(problem); }
+
+double fma_rate(double seconds, const char* isa) { return chosen_set(isa).rate(seconds); }
 
 }  // namespace attncap

@@ -72,6 +72,9 @@ struct Problem {
 // Picks the widest instruction set this processor has (or the one named by `isa`) and runs the call.
 void attention(const Problem& problem, const char* isa);
 
+// Billions of multiplications and additions a second of one thread, in registers alone.
+double fma_rate(double seconds, const char* isa);
+
 // Names of the instruction sets that this build and this processor both have, widest first.
 std::vector<const char*> instruction_sets();
 

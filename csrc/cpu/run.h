@@ -8,6 +8,7 @@
 
 #include <optional>
 
+#include "cpu/peak.h"
 #include "cpu/row_block.h"
 
 namespace attncap {
@@ -162,14 +163,15 @@ class Run {
 
 }  // namespace ATTNCAP_ISA
 
-// The entry of one instruction set.
-#define ATTNCAP_DEFINE_ENTRY(name)                   \
-    void name(const Problem& problem) {              \
+// The entries of one instruction set.
+#define ATTNCAP_DEFINE_ENTRIES(isa)                  \
+    void attention_##isa(const Problem& problem) {   \
         if (problem.query.dtype == DType::float64) { \
-            ATTNCAP_ISA::Run<double>{problem}();     \
+            isa::Run<double>{problem}();             \
         } else {                                     \
-            ATTNCAP_ISA::Run<float>{problem}();      \
+            isa::Run<float>{problem}();              \
         }                                            \
-    }
+    }                                                \
+    double fma_rate_##isa(double seconds) { return isa::fma_rate<float>(seconds); }
 
 }  // namespace attncap

@@ -1,0 +1,96 @@
+"""The calls that are timed on the CPU, and who is timed on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import attncap
+from attncap import StatSpec
+from benchmarks import eager
+
+EVERYTHING = StatSpec.all()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One call; rows = keys unless said."""
+
+    batch: int
+    heads: int
+    keys: int
+    dim: int
+    rows: int | None = None
+    key_heads: int | None = None
+    causal: bool = False
+    dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        """As it stands in the tables."""
+        rows = "" if self.rows is None else f" Q {self.rows}"
+        groups = "" if self.key_heads is None else f"/{self.key_heads}"
+        sizes = f"B {self.batch} H {self.heads}{groups}{rows} N {self.keys} D {self.dim}"
+        return f"{self.dtype} {sizes}{' causal' * self.causal}"
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions of the two products, half of them where causal."""
+        rows = self.keys if self.rows is None else self.rows
+        return 4.0 * self.batch * self.heads * rows * self.keys * self.dim * (0.5 if self.causal else 1.0)
+
+    @property
+    def key_value_bytes(self) -> float:
+        """What one read of keys and values takes."""
+        size = getattr(torch, self.dtype).itemsize
+        return 2.0 * self.batch * (self.key_heads or self.heads) * self.keys * self.dim * size
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Random queries, keys and values."""
+        torch.manual_seed(0)
+        dtype = getattr(torch, self.dtype)
+        query = torch.randn(self.batch, self.heads, self.rows or self.keys, self.dim).to(dtype)
+        key, value = torch.randn(2, self.batch, self.key_heads or self.heads, self.keys, self.dim).to(dtype)
+        return query, key, value
+
+
+SHAPES = [
+    Shape(1, 8, 2048, dim, causal=causal, dtype=dtype)
+    for dtype in ("float32", "bfloat16")
+    for dim in (64, 128)
+    for causal in (False, True)
+]
+SHAPES += [Shape(1, 2, 8192, 64), Shape(1, 2, 8192, 64, dtype="bfloat16")]
+SHAPES += [Shape(1, 8, 2048, 32), Shape(1, 8, 2048, 32, dtype="bfloat16")]
+SHAPES += [Shape(1, 8, 512, 64), Shape(1, 8, 512, 64, dtype="bfloat16")]
+SHAPES += [Shape(8, 12, 512, 32), Shape(32, 12, 128, 32)]  # MiniLM
+SHAPES += [Shape(1, 8, 2048, 64, dtype="float16"), Shape(1, 8, 2048, 64, dtype="float64")]
+DECODING = [
+    Shape(4, 8, 8192, 64, rows=1),
+    Shape(4, 8, 8192, 64, rows=1, dtype="bfloat16"),
+    Shape(1, 32, 8192, 128, rows=1, key_heads=8),
+    Shape(1, 32, 8192, 128, rows=1, key_heads=8, dtype="bfloat16"),
+]
+
+
+def contestants(shape: Shape, *, with_eager: bool) -> dict[str, Callable[[], object]]:
+    """Who takes turns on a shape."""
+    query, key, value = shape.tensors()
+    grouped = shape.key_heads is not None
+    calls: dict[str, Callable[[], object]] = {
+        "torch SDPA": lambda: F.scaled_dot_product_attention(
+            query, key, value, is_causal=shape.causal, enable_gqa=grouped
+        ),
+        "no statistics": lambda: attncap.attention(query, key, value, StatSpec.none(), causal=shape.causal),
+        "default": lambda: attncap.attention(query, key, value, causal=shape.causal),
+        "everything": lambda: attncap.attention(query, key, value, EVERYTHING, causal=shape.causal),
+    }
+    if with_eager and not grouped:
+        calls["eager + everything"] = lambda: eager.attention_with_statistics(
+            query, key, value, EVERYTHING, causal=shape.causal
+        )
+    return calls
