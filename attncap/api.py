@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -96,8 +98,8 @@ def attention_varlen(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
+    cu_seqlens_q: Tensor | Sequence[int],
+    cu_seqlens_k: Tensor | Sequence[int],
     spec: StatSpec = StatSpec(),  # noqa: B008 - frozen
     *,
     causal: bool = False,
@@ -116,8 +118,9 @@ def attention_varlen(
 
     Args:
         query: (rows, H, D), key: (keys, G, D), value: (keys, G, E), the sequences one after another.
-        cu_seqlens_q: (sequences + 1,) int32 or int64, rising from 0 to rows; sequence b owns rows
-            cu_seqlens_q[b] .. cu_seqlens_q[b + 1] - 1. cu_seqlens_k: the same for keys.
+        cu_seqlens_q: (sequences + 1,) int32 or int64, or a list of ints, rising from 0 to rows; sequence b owns rows
+            cu_seqlens_q[b] .. cu_seqlens_q[b + 1] - 1. cu_seqlens_k: the same for keys. Under torch.compile a list
+            keeps the graph whole, a tensor is read by the host and breaks it.
         query_offset: position of each sequence's first row; its own K - Q when None.
         query_mask: (rows,) bool. query_tags: (T, rows), key_tags: (T, keys). key_features: (keys, F).
 

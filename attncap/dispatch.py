@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import warnings
 from typing import Any
 
 import torch
@@ -57,7 +58,18 @@ def choose(impl: Any, query: Tensor) -> str:
 
 def _automatic(query: Tensor) -> str:
     """On the CPU the C++ kernel where it is built; elsewhere the reference, until a GPU kernel is qualified."""
-    return "cpu" if query.device.type == "cpu" and _availability("cpu") == "yes" else "reference"
+    if query.device.type == "cpu" and _availability("cpu") == "yes":
+        return "cpu"
+    if not torch.compiler.is_compiling():
+        _warn_of_reference(query.device.type)
+    return "reference"
+
+
+@functools.cache
+def _warn_of_reference(device: str) -> None:
+    """Once per kind of device: what runs is right, but slow and as large as the map."""
+    why = _availability("cpu") if device == "cpu" else f"it has no kernels for {device} yet"
+    warnings.warn(f"attncap computes with the slow reference, which holds the N x N map, for {why}", stacklevel=5)
 
 
 def _lacks(impl: str, query: Tensor) -> str | None:
@@ -72,7 +84,14 @@ def _lacks(impl: str, query: Tensor) -> str | None:
 def _availability(impl: str) -> str:
     if impl == "reference":
         return "yes"
-    if impl == "cpu":
-        found = importlib.util.find_spec("attncap._C") is not None
-        return "yes" if found else "the C++ extension attncap._C is not built; reinstall attncap with a C++17 compiler"
-    return f"attncap has no {impl} kernels yet"
+    return _cpu_availability() if impl == "cpu" else f"attncap has no {impl} kernels yet"
+
+
+def _cpu_availability() -> str:
+    try:
+        from attncap import _C  # noqa: F401
+    except ModuleNotFoundError:
+        return "the C++ extension attncap._C is not built; reinstall attncap with a C++17 compiler"
+    except ImportError as error:
+        return f"the C++ extension attncap._C does not load: {error}"
+    return "yes"

@@ -1,17 +1,20 @@
 """The torch operators attncap::attention and attncap::attention_varlen.
 
-Statistics are outputs, never side effects, so that torch.compile keeps them; what is not asked for is an empty
-tensor. Launchers are imported when an operator first runs.
+Statistics are outputs, never side effects, so that torch.compile keeps them: each operator gives [out, *statistics
+that were asked for, in the order of HeadStats]. Launchers are imported when an operator first runs.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from attncap.types import STATISTIC_NAMES, HeadStats, StatSpec
+from attncap.types import STATISTIC_NAMES, HeadStats, StatSpec, UnsupportedError
 from attncap.validation import Extras, Options
 
 # The numbers of StatSpec (diagonal None as -1) and of Options, in the order of their fields.
@@ -20,20 +23,19 @@ _NUMBERS = (
     "bool received, bool causal, float scale, int[] window, float softcap"
 )
 _EXTRAS = "Tensor? sink_logits, Tensor? query_mask, Tensor? query_tags, Tensor? key_tags, Tensor? key_features"
-_RETURNS = "(" + ", ".join(f"Tensor {name}" for name in ("out", *STATISTIC_NAMES)) + ")"
 
 torch.library.define(
     "attncap::attention",
     f"(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, {_EXTRAS}, {_NUMBERS}, "
-    f"SymInt query_offset) -> {_RETURNS}",
+    f"SymInt query_offset) -> Tensor[]",
 )
 torch.library.define(
     "attncap::attention_varlen",
     f"(Tensor query, Tensor key, Tensor value, int[] bounds_q, int[] bounds_k, {_EXTRAS}, {_NUMBERS}, "
-    f"int? query_offset) -> {_RETURNS}",
+    f"int? query_offset) -> Tensor[]",
 )
 
-Numbers = tuple[bool, bool, int, int, int, Sequence[int], bool, bool, bool, bool, float, Sequence[int], float]
+_SPEC_FIELDS = tuple(field.name for field in fields(StatSpec))
 
 
 def attention(
@@ -66,17 +68,14 @@ def attention_varlen(
 
 def _numbers(spec: StatSpec, options: Options) -> tuple[object, ...]:
     diagonal = -1 if spec.diagonal is None else spec.diagonal
-    statistics = (spec.entropy, spec.max, spec.sink, diagonal, spec.topk, spec.offsets)
-    more_statistics = (spec.distance, spec.collision, spec.received)
-    return (*statistics, *more_statistics, options.causal, options.scale, options.window, options.softcap)
+    statistics = (diagonal if name == "diagonal" else getattr(spec, name) for name in _SPEC_FIELDS)
+    return (*statistics, options.causal, options.scale, options.window, options.softcap)
 
 
-def _spec_and_options(numbers: Numbers, query_offset: int | None) -> tuple[StatSpec, Options]:
-    entropy, most, sink, diagonal, topk, offsets, distance, collision, received = numbers[:9]
-    causal, scale, window, softcap = numbers[9:]
-    wanted = None if diagonal < 0 else diagonal
-    spec = StatSpec(entropy, most, sink, wanted, topk, tuple(offsets), distance, collision, received)
-    return spec, Options(causal, scale, (window[0], window[1]), softcap, query_offset)
+@functools.lru_cache(maxsize=256)  # a program makes the same call over and over
+def _spec_of(statistics: tuple[Any, ...]) -> StatSpec:
+    given = dict(zip(_SPEC_FIELDS, statistics, strict=True))
+    return StatSpec(**(given | {"diagonal": None if given["diagonal"] < 0 else given["diagonal"]}))
 
 
 def _optional(extras: Extras) -> tuple[Tensor | None, ...]:
@@ -119,16 +118,14 @@ def _new_stats(query: Tensor, shapes: dict[str, tuple[int, ...]]) -> HeadStats:
     return HeadStats(**tensors)
 
 
-def _pack(out: Tensor, stats: HeadStats) -> tuple[Tensor, ...]:
-    absent = [out.new_empty(0) for _ in STATISTIC_NAMES]
-    given = (getattr(stats, name) for name in STATISTIC_NAMES)
-    return (out, *(empty if tensor is None else tensor for tensor, empty in zip(given, absent, strict=True)))
+def _pack(out: Tensor, stats: HeadStats) -> list[Tensor]:
+    return [out, *(tensor for _, tensor in stats.items())]
 
 
 def _unpack(outputs: Sequence[Tensor], spec: StatSpec, extras: Extras) -> tuple[Tensor, HeadStats]:
     asked = _shapes(spec, extras, (), ())
-    named = dict(zip(STATISTIC_NAMES, outputs[1:], strict=True))
-    return outputs[0], HeadStats(**{name: tensor for name, tensor in named.items() if name in asked})
+    names = (name for name in STATISTIC_NAMES if name in asked)
+    return outputs[0], HeadStats(**dict(zip(names, outputs[1:], strict=True)))
 
 
 def _dense_outputs(
@@ -148,9 +145,7 @@ def _packed_outputs(
 
 
 @torch.library.impl("attncap::attention", "cpu")
-def _attention_cpu(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: object
-) -> tuple[Tensor, ...]:
+def _attention_cpu(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> list[Tensor]:
     from attncap import cpu
 
     spec, options, extras = _arguments(attn_mask, rest)
@@ -163,17 +158,15 @@ def _attention_cpu(
 
 
 @torch.library.register_fake("attncap::attention")  # type: ignore[untyped-decorator]
-def _attention_fake(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: object
-) -> tuple[Tensor, ...]:
+def _attention_fake(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> list[Tensor]:
     spec, _, extras = _arguments(attn_mask, rest)
     return _pack(*_dense_outputs(query, key, value, spec, extras))
 
 
 @torch.library.impl("attncap::attention_varlen", "cpu")
 def _attention_varlen_cpu(
-    query: Tensor, key: Tensor, value: Tensor, bounds_q: list[int], bounds_k: list[int], *rest: object
-) -> tuple[Tensor, ...]:
+    query: Tensor, key: Tensor, value: Tensor, bounds_q: list[int], bounds_k: list[int], *rest: Any
+) -> list[Tensor]:
     from attncap import cpu
 
     spec, options, extras = _arguments(None, rest)
@@ -192,14 +185,23 @@ def _attention_varlen_cpu(
 
 @torch.library.register_fake("attncap::attention_varlen")  # type: ignore[untyped-decorator]
 def _attention_varlen_fake(
-    query: Tensor, key: Tensor, value: Tensor, bounds_q: list[int], bounds_k: list[int], *rest: object
-) -> tuple[Tensor, ...]:
+    query: Tensor, key: Tensor, value: Tensor, bounds_q: list[int], bounds_k: list[int], *rest: Any
+) -> list[Tensor]:
     spec, _, extras = _arguments(None, rest)
     return _pack(*_packed_outputs(query, key, value, spec, extras))
 
 
-def _arguments(attn_mask: Tensor | None, rest: tuple[object, ...]) -> tuple[StatSpec, Options, Extras]:
+def _arguments(attn_mask: Tensor | None, rest: tuple[Any, ...]) -> tuple[StatSpec, Options, Extras]:
     """The schema's optional tensors, numbers and offset as the project's own records."""
     tensors, numbers, query_offset = rest[:5], rest[5:-1], rest[-1]
-    spec, options = _spec_and_options(numbers, query_offset)  # type: ignore[arg-type]
-    return spec, options, Extras(attn_mask, *tensors)  # type: ignore[arg-type]
+    statistics, (causal, scale, window, softcap) = numbers[: len(_SPEC_FIELDS)], numbers[len(_SPEC_FIELDS) :]
+    spec = _spec_of(tuple(tuple(entry) if isinstance(entry, list) else entry for entry in statistics))
+    return spec, Options(causal, scale, (window[0], window[1]), softcap, query_offset), Extras(attn_mask, *tensors)
+
+
+def _no_gradient(_context: Any, *_gradients: Any) -> None:
+    raise UnsupportedError("attncap's operators have no gradients yet; call them under torch.no_grad()")
+
+
+for _name in ("attncap::attention", "attncap::attention_varlen"):
+    torch.library.register_autograd(_name, _no_gradient)

@@ -45,7 +45,7 @@ def attention(
     if spec.max:
         stats.max_logit = _max_over_keys(scores_BHQK)
     if spec.entropy:
-        stats.entropy = -(prob_BHQK * log_prob_BHQK).sum(-1)
+        stats.entropy = torch.where(seen_BHQK, -prob_BHQK * log_prob_BHQK, 0.0).sum(-1)
         if null_mass_BHQ is not None:
             stats.entropy = stats.entropy - torch.xlogy(null_mass_BHQ, null_mass_BHQ)
     if spec.collision:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import numbers
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Protocol
 
 import torch
@@ -26,17 +27,19 @@ class Recorder(Protocol):
         """Take the statistics of one call."""
 
 
-_recorder: ContextVar[Recorder | None] = ContextVar("attncap_recorder", default=None)
+# Of this thread; a plain attribute, which torch.compile can read and guard.
+_open = threading.local()
 
 
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[None]:
     """Send the statistics of every `scaled_dot_product_attention` call inside the block to `recorder`."""
-    token = _recorder.set(recorder)
+    before = getattr(_open, "recorder", None)
+    _open.recorder = recorder
     try:
         yield
     finally:
-        _recorder.reset(token)
+        _open.recorder = before
 
 
 def scaled_dot_product_attention(
@@ -68,6 +71,9 @@ def scaled_dot_product_attention(
         UnsupportedError: dropout_p is not 0, or an input requires grad.
     """
     _check_dropout(dropout_p)
+    for name, flag in (("is_causal", is_causal), ("enable_gqa", enable_gqa)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}: expected a bool, got {type(flag).__name__} ({flag!r})")
     if is_causal and attn_mask is not None:
         raise ValueError("attn_mask: expected None together with is_causal=True, got a mask")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
@@ -83,8 +89,10 @@ def scaled_dot_product_attention(
 
     lead = _broadcast_lead(query, key, value, grouped=enable_gqa)
     query4, key4, value4 = (_as_4d(tensor, lead, grouped=enable_gqa) for tensor in (query, key, value))
-    mask4 = None if attn_mask is None else _mask_as_4d(attn_mask, lead, query.shape[-2], key.shape[-2])
-    recorder = _recorder.get()
+    mask4 = (
+        None if attn_mask is None else _mask_as_4d(attn_mask, lead, query.shape[-2], key.shape[-2], grouped=enable_gqa)
+    )
+    recorder: Recorder | None = getattr(_open, "recorder", None)
     out, stats = attention(
         query4,
         key4,
@@ -139,25 +147,27 @@ def _broadcast_lead(query: Tensor, key: Tensor, value: Tensor, *, grouped: bool)
     return torch.Size([*lead, query.shape[-3]]) if grouped else lead
 
 
+def _split(lead: torch.Size, *, grouped: bool) -> tuple[int, int]:
+    """(B, H) that the leading dimensions become; a single one is the heads under GQA and the batch otherwise."""
+    if len(lead) == 1:
+        return (1, lead[0]) if grouped else (lead[0], 1)
+    return math.prod(lead[:-1]), lead[-1] if lead else 1
+
+
 def _as_4d(tensor: Tensor, lead: torch.Size, *, grouped: bool) -> Tensor:
     """(..., N, D) broadcast to the common leading dimensions and seen as (B, H, N, D)."""
     full = torch.Size([*lead[:-1], tensor.shape[-3]]) if grouped else lead
-    expanded = tensor.expand(*full, *tensor.shape[-2:])
-    if len(full) == 2:
-        return expanded
-    if len(full) < 2:
-        return expanded.reshape(-1, 1, *tensor.shape[-2:])
-    return expanded.flatten(0, -4)
+    return tensor.expand(*full, *tensor.shape[-2:]).reshape(*_split(full, grouped=grouped), *tensor.shape[-2:])
 
 
-def _mask_as_4d(attn_mask: Tensor, lead: torch.Size, rows: int, keys: int) -> Tensor:
+def _mask_as_4d(attn_mask: Tensor, lead: torch.Size, rows: int, keys: int, *, grouped: bool) -> Tensor:
     if not isinstance(attn_mask, Tensor):
         raise TypeError(f"attn_mask: expected a torch.Tensor, got {type(attn_mask).__name__}")
     full = (*lead, rows, keys)
-    if attn_mask.dim() <= 2 or len(lead) == 2:
-        return attn_mask
     try:
         expanded = attn_mask.expand(full)
     except RuntimeError:
         raise ValueError(f"attn_mask: expected a shape broadcastable to {full}, got {tuple(attn_mask.shape)}") from None
-    return expanded.reshape(-1, 1, rows, keys) if len(lead) < 2 else expanded.flatten(0, -4)
+    if attn_mask.dim() <= 2 or len(lead) == 2:  # broadcasts as it is
+        return attn_mask
+    return expanded.reshape(*_split(lead, grouped=grouped), rows, keys)

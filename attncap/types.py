@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.export
 from torch import Tensor
 
 MAX_TOPK = 64
@@ -40,7 +41,7 @@ def _as_int(name: str, value: Any, low: int, high: int | None = None) -> int:
         number = operator.index(value)
     except TypeError:
         number = None
-    if number is None or isinstance(value, (bool, np.bool_)):
+    if number is None or isinstance(value, (bool, np.bool_, Tensor)):
         raise TypeError(f"StatSpec.{name}: expected an int, got {type(value).__name__} ({value!r})")
     if number < low or (high is not None and number > high):
         expected = f"at least {low}" if high is None else f"from {low} to {high}"
@@ -102,7 +103,7 @@ class StatSpec:
         return cls(topk=topk, offsets=offsets, distance=True, collision=True, received=True)
 
 
-@dataclass
+@dataclass(eq=False)  # two of them cannot be told equal by one bool
 class HeadStats:
     """Statistics of every head's attention distribution; None where not asked for.
 
@@ -141,10 +142,13 @@ class HeadStats:
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of every statistic that was captured."""
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name in STATISTIC_NAMES:
+            value = getattr(self, name)
             if value is not None:
-                yield field.name, value
+                yield name, value
 
+
+# So that torch.export, vmap and tree_map see the tensors inside.
+torch.export.register_dataclass(HeadStats)
 
 STATISTIC_NAMES: tuple[str, ...] = tuple(field.name for field in fields(HeadStats))

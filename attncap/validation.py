@@ -21,6 +21,7 @@ from torch import Tensor
 from attncap.types import MAX_POSITION, StatSpec
 
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_LARGEST = torch.finfo(torch.float32).max
 _INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -56,7 +57,7 @@ def check_options(*, causal: Any, scale: Any, window: Any, softcap: Any, query_o
         scale=1.0 / math.sqrt(head_dim) if scale is None else _finite("scale", scale),
         window=_window(window),
         softcap=_softcap(softcap),
-        query_offset=None if query_offset is None else _position("query_offset", query_offset),
+        query_offset=None if query_offset is None else _position("query_offset", query_offset, "an int or None"),
     )
 
 
@@ -164,15 +165,22 @@ def check_packed_extras(query: Tensor, key: Tensor, **extras: Any) -> Extras:
 
 
 def check_cu_seqlens(name: str, cu_seqlens: Any, total: int) -> list[int]:
-    """Cumulative sequence lengths: rising integers from 0 to the number of packed rows."""
-    if isinstance(cu_seqlens, Sequence):
-        cu_seqlens = torch.as_tensor(cu_seqlens)
-    _dense(name, cu_seqlens)
-    if cu_seqlens.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name}: expected int32 or int64, got {cu_seqlens.dtype}")
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:
-        raise ValueError(f"{name}: expected shape (sequences + 1,), got {_shape(cu_seqlens)}")
-    bounds: list[int] = cu_seqlens.tolist()
+    """Cumulative sequence lengths, a tensor or a list: rising integers from 0 to the number of packed rows."""
+    if isinstance(cu_seqlens, (list, tuple)):
+        bounds = [_position(name, bound, "a 1-D integer tensor or a list of ints") for bound in cu_seqlens]
+    else:
+        if not isinstance(cu_seqlens, Tensor):
+            raise TypeError(f"{name}: expected an integer tensor or a list of ints, got {type(cu_seqlens).__name__}")
+        _dense(name, cu_seqlens)
+        if cu_seqlens.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"{name}: expected int32 or int64, got {cu_seqlens.dtype}")
+        if cu_seqlens.dim() != 1:
+            raise ValueError(f"{name}: expected shape (sequences + 1,), got {_shape(cu_seqlens)}")
+        if cu_seqlens.is_meta:
+            raise ValueError(f"{name}: expected a tensor with values, got one on the meta device")
+        bounds = cu_seqlens.tolist()
+    if not bounds:
+        raise ValueError(f"{name}: expected shape (sequences + 1,), got no entry")
     if bounds[0] != 0 or bounds[-1] != total or any(a > b for a, b in pairwise(bounds)):
         raise ValueError(f"{name}: expected rising values from 0 to {total} (the packed rows), got {_brief(bounds)}")
     return bounds
@@ -181,7 +189,9 @@ def check_cu_seqlens(name: str, cu_seqlens: Any, total: int) -> list[int]:
 def _dense(name: str, tensor: Any) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.layout != torch.strided or tensor.is_nested:
+    if tensor.is_nested:
+        raise TypeError(f"{name}: expected a dense tensor, got a nested one (attention_varlen takes packed sequences)")
+    if tensor.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
 
 
@@ -209,9 +219,12 @@ def _tensor_of(
 def _finite(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number or None, got {type(value).__name__} ({value!r})")
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{name}: expected a finite number, got {number}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not -_LARGEST <= number <= _LARGEST:  # written so that torch.compile can follow it
+        raise ValueError(f"{name}: expected a finite number within the range of float32, got {number}")
     return number
 
 
@@ -224,13 +237,13 @@ def _softcap(softcap: Any) -> float:
     return number
 
 
-def _position(name: str, value: Any) -> int:
+def _position(name: str, value: Any, expected: str) -> int:
     try:
         number = operator.index(value)
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an int or None, got {type(value).__name__} ({value!r})")
+    if number is None or isinstance(value, (bool, np.bool_, Tensor)):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} ({value!r})")
     if abs(number) > MAX_POSITION:
         raise ValueError(f"{name}: expected an int within +-{MAX_POSITION}, got {number}")
     return number
@@ -239,9 +252,11 @@ def _position(name: str, value: Any) -> int:
 def _window(window: Any) -> tuple[int, int]:
     if window is None:
         return (-1, -1)
-    if not isinstance(window, (tuple, list)) or len(window) != 2:
+    if not isinstance(window, (tuple, list)):
         raise TypeError(f"window: expected (left, right) or None, got {window!r}")
-    left, right = (_position("window", side) for side in window)
+    if len(window) != 2:
+        raise ValueError(f"window: expected (left, right), got {len(window)} entries: {window!r}")
+    left, right = (_position("window", side, "two ints (-1 = unlimited)") for side in window)
     if left < -1 or right < -1:
         raise ValueError(f"window: expected sides of at least 0, or -1 for unlimited, got {tuple(window)}")
     return (left, right)

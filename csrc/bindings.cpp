@@ -31,6 +31,12 @@ Array make_array(uintptr_t data, const std::string& dtype, const std::vector<int
     throw std::invalid_argument("dtype: expected one that the kernels read, got " + dtype);
 }
 
+// Read while the interpreter's lock is held, for Python may change the environment.
+std::string wanted_isa() {
+    const char* isa = std::getenv("ATTNCAP_CPU_ISA");
+    return isa ? isa : "";
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -61,11 +67,15 @@ PYBIND11_MODULE(_C, m) {
                                                                         ATTNCAP_FIELD(received_mass);
 #undef ATTNCAP_FIELD
     m.def(
-        "attention", [](const Problem& problem) { attncap::attention(problem, std::getenv("ATTNCAP_CPU_ISA")); },
-        py::arg("problem"), py::call_guard<py::gil_scoped_release>(), "Runs one call on the CPU.");
+        "attention",
+        [](const Problem& problem) {
+            const std::string isa = wanted_isa();
+            py::gil_scoped_release release;
+            attncap::attention(problem, isa.c_str());
+        },
+        py::arg("problem"), "Runs one call on the CPU.");
     m.def(
-        "fma_rate", [](double seconds) { return attncap::fma_rate(seconds, std::getenv("ATTNCAP_CPU_ISA")); },
-        py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
+        "fma_rate", [](double seconds) { return attncap::fma_rate(seconds, wanted_isa().c_str()); }, py::arg("seconds"),
         "GFLOP/s of one thread that multiplies and adds in registers alone.");
     m.def("instruction_sets", &attncap::instruction_sets, "Instruction sets usable here, widest first.");
 }

@@ -210,22 +210,35 @@ def test_entropy_keeps_its_digits_at_large_scores(impl: str) -> None:
     assert worst(difference(stats.entropy, exact.entropy)) < 1e-5
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-def test_non_finite_inputs_stay_in_the_rows_and_heads_that_see_them(impl: str) -> None:
+@pytest.mark.parametrize("impl", ["reference", *IMPLS])
+@pytest.mark.parametrize("rows", [150, 3])
+@pytest.mark.parametrize(("left", "right"), [(-1, 0), (5, -1), (4, 4), (3, 0)])
+def test_non_finite_inputs_stay_in_the_rows_and_heads_that_see_them(
+    impl: str, rows: int, left: int, right: int
+) -> None:
     torch.manual_seed(0)
-    query, key, value = torch.randn(3, 1, 2, 150, 16)
-    clean_out, clean = attention(query, key, value, StatSpec.all(), causal=True, impl=impl)
-    query[0, 0, 20], key[0, 1, 100] = torch.nan, torch.inf
-    out, stats = attention(query, key, value, StatSpec.all(), causal=True, impl=impl)
-    unharmed = torch.ones(1, 2, 150, dtype=torch.bool)
-    unharmed[0, 0, 20] = False
-    unharmed[0, 1, 100:] = False
-    assert torch.equal(out[unharmed], clean_out[unharmed])
+    keys = 150
+    query, key, value = torch.randn(1, 2, rows, 16), torch.randn(1, 2, keys, 16), torch.randn(1, 2, keys, 16)
+    counted = torch.ones(1, rows, dtype=torch.bool)
+    counted[0, 0] = False
+    options: dict[str, Any] = {"window": (left, right), "query_mask": counted, "impl": impl}
+    clean_out, clean = attention(query, key, value, StatSpec.all(), **options)
+    query[0, 0, 0] = query[0, 0, rows // 2] = torch.nan
+    key[0, 1, 100] = torch.inf
+    out, stats = attention(query, key, value, StatSpec.all(), **options)
+
+    ahead = torch.arange(keys) - (torch.arange(rows) + keys - rows)[:, None]
+    sees_QK = ((ahead >= -left) | (left < 0)) & ((ahead <= right) | (right < 0))
+    harmed_HQ = torch.zeros(2, rows, dtype=torch.bool)
+    harmed_HQ[0, [0, rows // 2]] = True
+    harmed_HQ[1] = sees_QK[:, 100]
+    reached_HK = (harmed_HQ[:, :, None] & counted[0, :, None] & sees_QK).any(1)
+    assert torch.equal(out[0][~harmed_HQ], clean_out[0][~harmed_HQ])
     for (name, got), (_, want) in zip(stats.items(), clean.items(), strict=True):
-        if name == "received_mass":  # the keys that only unharmed rows see
-            assert torch.equal(got[0, 0, 21:], want[0, 0, 21:])
-        else:
-            assert torch.equal(got[unharmed], want[unharmed]), name
+        kept = ~reached_HK if name == "received_mass" else ~harmed_HQ
+        assert torch.equal(got[0][kept], want[0][kept]), name
+        if name != "received_mass":
+            assert not got[0, 0, 0].isnan().any(), f"{name} of a row that does not count"
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -91,3 +91,39 @@ def test_inputs_that_require_grad_are_served_under_no_grad() -> None:
     with torch.no_grad():
         out, _ = attention(query, query, query)
     assert not out.requires_grad
+
+
+def test_torch_compile_takes_changing_numbers_and_packed_sequences() -> None:
+    query = torch.randn(9, 2, 8)
+
+    def step(query: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
+        out, stats = attention_varlen(
+            query, query, query, [0, 4, 9], [0, 4, 9], StatSpec(), causal=True, scale=scale, softcap=softcap
+        )
+        return out, stats.lse
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for numbers in ((0.1, 1.0), (0.2, 3.0), (0.5, 7.0)):
+        for got, want in zip(compiled(query, *numbers), step(query, *numbers), strict=True):
+            torch.testing.assert_close(got, want)
+
+
+# torch.func itself imports parts of torch.jit that warn of their age.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_no_derivative_is_silently_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    query = torch.randn(1, 1, 3, 4)
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        torch.func.jvp(lambda x: attention(x, x, x, impl="cpu")[0], (query,), (query,))
+    calls = record_calls(monkeypatch, "attention")
+    attention(query, query, query, impl="cpu")
+    outputs = torch.ops.attncap.attention.default(query.requires_grad_(), *calls[0][1:])
+    with pytest.raises(NotImplementedError, match="no gradients yet"):
+        outputs[0].sum().backward()
+
+
+def test_statistics_are_a_tree_of_tensors() -> None:
+    _, stats = attention(*torch.randn(3, 1, 2, 5, 8))
+    halved = torch.utils._pytree.tree_map(lambda tensor: tensor / 2, stats)
+    assert isinstance(halved, HeadStats)
+    torch.testing.assert_close(halved.lse, stats.lse / 2)
+    assert stats != halved

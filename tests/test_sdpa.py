@@ -21,6 +21,11 @@ CALLS: list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], dict[str, A
     ((6, 5, 8), (6, 7, 8), (6, 7, 8), {"attn_mask": torch.randn(6, 5, 7)}),
     ((6, 5, 8), (6, 7, 8), (6, 7, 8), {"is_causal": True}),
     ((5, 8), (7, 8), (7, 8), {}),
+    ((5, 8), (7, 8), (7, 8), {"attn_mask": torch.randn(5, 7)}),
+    ((5, 8), (0, 8), (0, 6), {}),
+    ((2, 0, 8), (2, 3, 8), (2, 3, 8), {}),
+    ((4, 5, 8), (2, 7, 8), (2, 7, 8), {"enable_gqa": True}),
+    ((4, 5, 8), (1, 7, 8), (1, 7, 8), {"enable_gqa": True, "attn_mask": torch.randn(4, 5, 7)}),
     ((2, 2, 3, 5, 8), (2, 2, 3, 7, 8), (2, 2, 3, 7, 8), {"attn_mask": torch.randn(2, 1, 1, 5, 7)}),
     ((2, 2, 3, 5, 8), (1, 2, 3, 7, 8), (2, 1, 3, 7, 8), {"attn_mask": torch.randn(3, 5, 7)}),
     ((2, 3, 5, 8), (1, 3, 7, 8), (2, 1, 7, 8), {}),
@@ -53,6 +58,8 @@ def test_equal_to_torch(
         ({"attn_mask": torch.ones(4, 5)}, ValueError, "attn_mask: expected a shape broadcastable"),
         ({"key": torch.randn(4, 3, 5, 8)}, ValueError, "key, value: expected leading dimensions that broadcast"),
         ({"key": torch.randn(8)}, ValueError, "key: expected at least 2 dimensions"),
+        ({"is_causal": 1}, TypeError, "is_causal: expected a bool, got int"),
+        ({"enable_gqa": "no"}, TypeError, "enable_gqa: expected a bool, got str"),
         ({"key": None}, TypeError, "key: expected a torch.Tensor, got NoneType"),
         ({"key": torch.randn(2, 2, 5, 8), "enable_gqa": True}, ValueError, "key: expected a number of heads that"),
     ],
@@ -61,3 +68,12 @@ def test_bad_calls_are_refused_by_name(options: dict[str, Any], error: type[Exce
     arguments: dict[str, Any] = {name: torch.randn(2, 3, 5, 8) for name in ("query", "key", "value")}
     with pytest.raises(error, match=message):
         scaled_dot_product_attention(**(arguments | options))
+
+
+def test_torch_compile_takes_it_whole() -> None:
+    query, key, value = torch.randn(3, 2, 3, 5, 8)
+
+    def step(query: torch.Tensor) -> torch.Tensor:
+        return scaled_dot_product_attention(query.sin(), key, value, is_causal=True)
+
+    torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="eager")(query), step(query))

@@ -125,34 +125,20 @@ T load_one(const char* in, DType dtype) {
     return value;
 }
 
-// out[i * stride] = in[i], rounded to nearest even.
+// out[i * stride] = in[i], rounded to nearest even; `dtype` is a floating one.
 template <class T>
-void store_strided(char* out, DType dtype, int64_t stride, const T* in, int64_t in_step, int64_t count) {
+void store_strided(char* out, DType dtype, int64_t stride, const T* in, int64_t count) {
     const int64_t step = stride * item_size(dtype);
     auto put = [&](auto convert) {
         for (int64_t i = 0; i < count; ++i) {
-            const auto value = convert(in[i * in_step]);
+            const auto value = convert(in[i]);
             std::memcpy(out + i * step, &value, sizeof value);
         }
     };
-    switch (dtype) {
-        case DType::float32:
-            put([](T x) { return float(x); });
-            break;
-        case DType::float64:
-            put([](T x) { return double(x); });
-            break;
-        case DType::bfloat16:
-            put([](T x) { return float_to_bfloat(float(x)); });
-            break;
-        case DType::float16:
-            put([](T x) { return float_to_half(float(x)); });
-            break;
-        case DType::boolean:
-        case DType::int32:
-            put([](T x) { return int32_t(x); });
-            break;
-    }
+    if (dtype == DType::float32) put([](T x) { return float(x); });
+    if (dtype == DType::float64) put([](T x) { return double(x); });
+    if (dtype == DType::bfloat16) put([](T x) { return float_to_bfloat(float(x)); });
+    if (dtype == DType::float16) put([](T x) { return float_to_half(float(x)); });
 }
 
 }  // namespace ATTNCAP_ISA

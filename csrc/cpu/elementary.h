@@ -2,6 +2,8 @@
 // Coefficients: Chebyshev fits on the reduced interval, made for this file (40-digit arithmetic).
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/simd.h"
 
 namespace attncap {
@@ -60,9 +62,9 @@ inline typename Lanes<T>::V reduced_expm1(typename Lanes<T>::V x, typename Lanes
     auto r = L::fma(n, L::all(-C::kLn2High), x);
     r = L::fma(n, L::all(-C::kLn2Low), r);
     // The low bits of `shifted` hold n in two's complement: moved into the exponent they make 2^n.
-    typedef typename L::Int Integer;
+    typedef std::make_unsigned_t<typename L::Int> Integer;
     typedef Integer IntVector __attribute__((vector_size(sizeof(typename L::V))));
-    IntVector exponent = ((IntVector)L::bits(shifted) << C::kMantissaBits) + C::kOne;
+    IntVector exponent = ((IntVector)L::bits(shifted) << C::kMantissaBits) + Integer(C::kOne);
     *power = L::from_bits((typename L::I)exponent);
     return L::fma(r * r, polynomial<T>(C::kExp, r), r);
 }
@@ -111,7 +113,7 @@ inline typename Lanes<T>::V log_positive(typename Lanes<T>::V x) {
     std::memcpy(&root_bits, &root, sizeof root);
     IntVector bits = (IntVector)L::bits(x);
     IntVector n = (bits - root_bits) >> C::kMantissaBits;
-    auto f = L::from_bits((typename L::I)(bits - (n << C::kMantissaBits)));
+    auto f = L::from_bits((typename L::I)(bits - n * (Integer(1) << C::kMantissaBits)));
     auto s = (f - L::all(1)) / (f + L::all(1));
     auto z = s * s;
     auto tail = s * z * polynomial<T>(C::kLog, z);

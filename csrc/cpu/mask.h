@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/convert.h"
+#include "cpu/elementary.h"
 #include "cpu/tiles.h"
 
 namespace attncap {
@@ -46,6 +47,18 @@ struct SeenRange {
         while (*first < *last && (vector_high[*last - 1] < key0 || vector_low[*last - 1] >= key1)) --*last;
     }
 };
+
+// score -> softcap * tanh(score / softcap)
+template <class T>
+void cap_scores(T softcap, int64_t count, int vectors, T* scores) {
+    using L = Lanes<T>;
+    for (int64_t k = 0; k < count; ++k) {
+        for (int v = 0; v < vectors; ++v) {
+            T* score = scores + k * kRows + v * L::kWidth;
+            L::store(score, L::all(softcap) * tanh<T>(L::load(score) / L::all(softcap)));
+        }
+    }
+}
 
 // Scores of keys key0 .. key1 - 1 become -inf where a row does not see them.
 template <class T>

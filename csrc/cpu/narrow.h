@@ -9,7 +9,7 @@
 namespace attncap {
 namespace ATTNCAP_ISA {
 
-constexpr int64_t kNarrowRows = 2;
+constexpr int64_t kNarrowRows = 4;
 
 template <class T>
 inline T dot(const T* a, const T* b, int64_t dim) {

@@ -80,12 +80,7 @@ class RowBlock {
     // Scores of keys key0 .. key1 - 1 as the softmax sees them: capped, biased, -inf where unseen.
     void score_block(int64_t key0, int64_t key1, T* scores) {
         products_.scores(seen_, key0, key1, scores);
-        if (p_.softcap != 0) {
-            for (int64_t i = 0; i < (key1 - key0) * kRows; i += L::kWidth) {
-                const auto capped = tanh<T>(L::load(scores + i) / L::all(T(p_.softcap)));
-                L::store(scores + i, L::all(T(p_.softcap)) * capped);
-            }
-        }
+        if (p_.softcap != 0) cap_scores(T(p_.softcap), key1 - key0, vectors_, scores);
         const Array& mask = p_.attn_mask;
         if (mask.given() && mask.stride[2] == 0) {
             add_key_mask(mask, t_.sequence.batch, t_.head, key0, key1 - key0, vectors_, scores);
@@ -110,7 +105,7 @@ class RowBlock {
     void store_rows(const Array& array, int64_t n, T* values, T otherwise = 0) const {
         if (!array.given()) return;
         for (int64_t i = 0; i < t_.rows; ++i) values[i] = w_.counted[i] ? values[i] : otherwise;
-        store_strided(array.at(t_.sequence.batch, t_.head, t_.row_at(0), n), array.dtype, array.stride[2], values, 1,
+        store_strided(array.at(t_.sequence.batch, t_.head, t_.row_at(0), n), array.dtype, array.stride[2], values,
                       t_.rows);
     }
 
@@ -166,7 +161,7 @@ class RowBlock {
             transpose_out(w_.out + first, p_.value_dim, factor, empty, w_.staging, stride);
             for (int64_t i = 0; i < count; ++i) {
                 store_strided(p_.out.at(t_.sequence.batch, t_.head, t_.row_at(first + i)), p_.out.dtype,
-                              p_.out.stride[3], w_.staging + i * stride, 1, p_.value_dim);
+                              p_.out.stride[3], w_.staging + i * stride, p_.value_dim);
             }
         }
     }
@@ -195,9 +190,7 @@ class RowBlock {
             for (int v = 0; v < vectors_; ++v) {
                 const int64_t r = v * L::kWidth;
                 const auto keys_max = L::load(s_.max + r);
-                const auto hidden = L::equal(keys_max, L::all(T(-INFINITY)));
-                const auto shift = L::select(hidden, L::all(0), keys_max);
-                const auto p = exp_nonpositive<T>(bounded_difference<T>(L::load(scores + r), shift));
+                const auto p = exp_nonpositive<T>(bounded_difference<T>(L::load(scores + r), shift_of<T>(keys_max)));
                 L::store(w_.row + r, p * L::load(w_.factor + r));
             }
             return w_.row;
@@ -258,14 +251,13 @@ class RowBlock {
             for (int v = 0; v < vectors_; ++v) {
                 const int64_t r = v * L::kWidth;
                 const auto keys_max = L::load(s_.max + r);
-                const auto hidden = L::equal(keys_max, L::all(T(-INFINITY)));
-                const auto last_shift = L::select(hidden, L::all(0), keys_max);
-                const auto decay = exp_nonpositive<T>(bounded_difference<T>(L::load(shift + r), last_shift));
+                const auto change = bounded_difference<T>(L::load(shift + r), shift_of<T>(keys_max));
+                const auto decay = exp_nonpositive<T>(change);
                 L::store(w_.row + r, decay * L::load(w_.factor + r));
             }
             bool finite = true;
             for (int64_t i = 0; i < vectors_ * L::kWidth; ++i) {
-                finite = finite && std::isfinite(s_.mass[i]);
+                finite = finite && std::isfinite(s_.mass[i]) && std::isfinite(w_.row[i]);
                 if (!w_.counted[i]) w_.row[i] = 0;
             }
             if (narrow()) {

@@ -1,5 +1,6 @@
 // Cuts a call into tasks and runs them on threads. What is added to what, and in which order, depends on the sizes
-// alone, so the number of threads changes no bit.
+// alone, so the number of threads changes no bit; memory that is short with many threads only decides whether
+// exponentials are kept or computed once more, and how many heads take their steps together.
 #pragma once
 
 #ifdef _OPENMP
@@ -45,7 +46,7 @@ class Run {
         }
         const int64_t kept = most_wide_keys_ * kRows * int64_t(sizeof(T));
         keep_ = p_.received && kept * p_.threads <= kKeptBytes;
-        const int64_t workspace = Workspace<T>(p_, most_keys_, keep_ ? most_wide_keys_ : 0).bytes();
+        const int64_t workspace = Workspace<T>::bytes(p_, most_keys_, keep_ ? most_wide_keys_ : 0);
         together_ = std::clamp<int64_t>(kSharingBytes / (workspace * p_.threads), 1, kMostTogether);
         together_ = std::min(together_, p_.heads / p_.key_heads);
         for (const Sequence& sequence : p_.sequences) add_units(sequence);
@@ -156,7 +157,7 @@ class Run {
         const Array& to = p_.received_mass;
         for (int64_t i = 0; i < unit.heads; ++i) {
             store_strided(to.at(unit.sequence->batch, unit.head + i, unit.sequence->key0), to.dtype, to.stride[2],
-                          total + i * keys, 1, keys);
+                          total + i * keys, keys);
         }
     }
 };

@@ -31,6 +31,15 @@ inline typename Lanes<T>::V bounded_difference(typename Lanes<T>::V a, typename 
     return L::max(L::all(T(2) * Constants<T>::kExpMin), a - b);
 }
 
+// What scores are taken relative to: the largest score, or 0 where there is none yet or it is NaN. A NaN among the
+// scores still makes the row's sums NaN, while exp(-inf - shift) stays exactly 0 for keys that the row does not see.
+template <class T>
+inline typename Lanes<T>::V shift_of(typename Lanes<T>::V largest) {
+    using L = Lanes<T>;
+    const auto usable = L::less(L::all(T(-INFINITY)), largest);
+    return L::select(usable, largest, L::all(0));
+}
+
 // The block's largest score of every row; on the way the top-k lists take the block in.
 template <class T>
 void scan_scores(const T* scores, int64_t key0, int64_t count, int vectors, RowState<T>* state, T* block_max) {
@@ -54,8 +63,7 @@ void rescale(const T* block_max, int vectors, int64_t tags, RowState<T>* s) {
         const int64_t r = v * L::kWidth;
         const auto old_max = L::load(s->max + r);
         const auto new_max = L::max(old_max, L::load(block_max + r));
-        const auto hidden = L::equal(new_max, L::all(T(-INFINITY)));
-        const auto shift = L::select(hidden, L::all(0), new_max);
+        const auto shift = shift_of<T>(new_max);
         const auto change = bounded_difference<T>(old_max, shift);
         const auto decay = exp_nonpositive<T>(change);
         const auto mass = L::load(s->mass + r);

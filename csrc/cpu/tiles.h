@@ -14,6 +14,9 @@ namespace ATTNCAP_ISA {
 
 constexpr int64_t kRows = 64;
 
+// Keys between two rescalings: their scores (96 KiB) stay in the second-level cache.
+constexpr int64_t kBlockKeys = 384;
+
 // [kWidth][words] rows, `stride` bytes apart and readable up to the next multiple of kWidth words, to [words][kRows].
 template <class Step>
 void transpose_in(const char* rows, int64_t stride, int64_t words, typename Step::Word* columns) {

@@ -13,15 +13,13 @@
 namespace attncap {
 namespace ATTNCAP_ISA {
 
-constexpr int64_t kBlockKeys =
-    384;  // keys between two rescalings: their scores (96 KiB) stay in the second-level cache
 constexpr int64_t kGroupKeys = 4;
 
 // The smallest number above v (v + 0 turns -0 into 0, whose neighbours in bits are its neighbours in value).
 template <class T>
 inline typename Lanes<T>::V next_above(typename Lanes<T>::V v) {
     using L = Lanes<T>;
-    typedef typename L::Int Integer;
+    typedef std::make_unsigned_t<typename L::Int> Integer;  // wraps around where a signed one must not
     typedef Integer IntVector __attribute__((vector_size(sizeof(typename L::V))));
     v = v + L::all(0);
     const IntVector bits = (IntVector)L::bits(v);
@@ -63,14 +61,21 @@ struct TopK {
         }
         const auto held = L::load(score + (k - 1) * kRows + vector * L::kWidth);
         auto bound = next_above<T>(held);
-        // Once the list is full its last entry is bound enough.
-        if (L::any(L::equal(held, L::all(T(-INFINITY))))) bound = L::max(kth_largest(groups), bound);
-        const int64_t most = find_candidates(column, key0, count, bound);
+        // Once the list is full its last entry is bound enough, unless scores rise with the keys.
+        int64_t hits = kMany;
+        if (!L::any(L::equal(held, L::all(T(-INFINITY))))) hits = find_groups(groups, bound);
+        if (hits >= kMany) {
+            bound = L::max(kth_largest(groups), bound);
+            hits = find_groups(groups, bound);
+        }
+        const int64_t most = find_candidates(column, key0, count, bound, hits);
         with_capacity([&](auto capacity) { insert<decltype(capacity)::value>(vector, most); });
         return largest;
     }
 
   private:
+    static constexpr int64_t kMany = 16 * L::kWidth;  // groups reached, of all rows together
+
     int64_t counts_[L::kWidth];
 
     template <class Body>
@@ -106,14 +111,18 @@ struct TopK {
         return result;
     }
 
-    // Collects what reaches its row's bound, in rising order of keys; gives the largest number of a row.
-    int64_t find_candidates(const T* column, int64_t key0, int64_t count, V bound) {
-        const int64_t groups = (count + kGroupKeys - 1) / kGroupKeys;
+    // Lists the groups that reach their row's bound, in rising order of keys; gives how many.
+    int64_t find_groups(int64_t groups, V bound) {
         int64_t hits = 0;
         for (int64_t g = 0; g < groups; ++g) {
             const auto reaches = L::less_equal(bound, L::load(group_max + g * L::kWidth));
             hits += L::list_lanes(reaches, Int(g * L::kWidth), reached + hits);
         }
+        return hits;
+    }
+
+    // Collects what reaches its row's bound in the groups listed; gives the largest number of a row.
+    int64_t find_candidates(const T* column, int64_t key0, int64_t count, V bound, int64_t hits) {
         T bounds[L::kWidth];
         L::store(bounds, bound);
         std::fill(counts_, counts_ + L::kWidth, 0);

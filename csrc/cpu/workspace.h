@@ -26,17 +26,18 @@ struct Workspace {
 
     // `kept_keys` > 0 keeps the exponentials of that many keys.
     Workspace(const Problem& problem, int64_t most_keys, int64_t kept_keys) {
-        const int64_t tags = problem.tags, offsets = int64_t(problem.offsets.size());
-        layout(problem, tags, offsets, most_keys, kept_keys);
-        const int64_t bytes = used_;
-        memory_.reset(static_cast<char*>(std::aligned_alloc(64, size_t(bytes))));
+        memory_.reset(static_cast<char*>(std::aligned_alloc(64, size_t(bytes(problem, most_keys, kept_keys)))));
         if (!memory_) throw std::bad_alloc();
-        used_ = 0;
-        layout(problem, tags, offsets, most_keys, kept_keys);
+        layout(problem, most_keys, kept_keys);
         state.top.k = problem.topk;
     }
 
-    int64_t bytes() const { return used_; }
+    // What one takes.
+    static int64_t bytes(const Problem& problem, int64_t most_keys, int64_t kept_keys) {
+        Workspace empty;
+        empty.layout(problem, most_keys, kept_keys);
+        return empty.used_;
+    }
 
     void clear_state(const Problem& problem) {
         for (T* sum : {state.mass, state.weighted, state.squares, state.moved, state.sink, state.diagonal})
@@ -50,6 +51,8 @@ struct Workspace {
     }
 
   private:
+    Workspace() = default;
+
     struct Free {
         void operator()(char* p) const { std::free(p); }
     };
@@ -68,7 +71,8 @@ struct Workspace {
         used_ += (count * int64_t(sizeof(Item)) + 63) / 64 * 64;
     }
 
-    void layout(const Problem& problem, int64_t tags, int64_t offsets, int64_t most_keys, int64_t kept_keys) {
+    void layout(const Problem& problem, int64_t most_keys, int64_t kept_keys) {
+        const int64_t tags = problem.tags, offsets = int64_t(problem.offsets.size());
         // Rounded up to whole vectors, so that square transposes need no edges.
         const int64_t key_dim = whole_vectors(problem.key_dim), value_dim = whole_vectors(problem.value_dim);
         take(&query, key_dim * kRows);
