@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from attncap import dispatch, reference, validation
 from attncap.types import HeadStats, StatSpec, UnsupportedError
@@ -161,12 +162,18 @@ def attention_varlen(
 
 
 def _refuse_grad(query: Tensor, key: Tensor, value: Tensor, extras: Extras) -> None:
-    if not torch.is_grad_enabled():
+    """A derivative that would silently be nothing is refused: reverse mode, and forward mode (torch.func.jvp)."""
+    forward_mode = forward_ad._current_level >= 0
+    if not torch.is_grad_enabled() and not forward_mode:
         return
     named = {"query": query, "key": key, "value": value, "attn_mask": extras.attn_mask}
     named |= {"sink_logits": extras.sink_logits, "key_features": extras.key_features}
     for name, tensor in named.items():
-        if tensor is not None and tensor.requires_grad:
+        if tensor is None:
+            continue
+        if tensor.requires_grad and torch.is_grad_enabled():
             raise UnsupportedError(
                 f"{name}: requires grad, and attncap has no gradients yet; call under torch.no_grad() or detach it"
             )
+        if forward_mode and forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+            raise UnsupportedError(f"{name}: carries a forward-mode tangent, and attncap has no gradients yet")
