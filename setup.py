@@ -127,6 +127,7 @@ if __name__ == "__main__":
     ParallelCompile("ATTNCAP_BUILD_JOBS", default=2).install()
     setup(
         packages=PACKAGES,
+        py_modules=["attncap_command"],
         package_dir=PACKAGE_DIR,
         package_data={"attncap": ["py.typed"], "attncap.report": ["templates/*"]},
         ext_modules=[extension()],

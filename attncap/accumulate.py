@@ -233,6 +233,15 @@ class Accumulator:
         if field in ("p05", "p50", "p95") and not self.histogram:
             raise ValueError(f"field: {field} needs Accumulator(histogram=True)")
 
+    def nonfinite_rows(self) -> int:
+        """Rows left out because they were not finite, each once per head, of the statistic that lost most of them."""
+        lost: dict[str, int] = {}
+        for groups in self._moments.values():
+            for by_name in groups.values():
+                for stat, moments in by_name.items():
+                    lost[stat] = lost.get(stat, 0) + int(moments.nonfinite.sum())
+        return max(lost.values(), default=0)
+
     def rows(self) -> Iterator[HeadRow]:
         """The lines of heads.parquet: by layer, statistic, group (sorted) and head."""
         for layer, (module, groups) in enumerate(self._moments.items()):
@@ -364,6 +373,10 @@ def counted_rows(
         seen_keys: as in `row_values`. key_mask: (B, K) bool, False for padding keys; None counts them all.
     """
     rows = stats.lse != -torch.inf  # a NaN counts here, and then as non-finite
+    # A row that sees nothing but NaN may have lse = -inf; the other statistics of an empty row are 0 or -inf.
+    witness = next((tensor for tensor in (stats.entropy, stats.max_logit, stats.sink_mass) if tensor is not None), None)
+    if witness is not None:
+        rows |= witness.isnan()
     counted = dict.fromkeys(values, rows)
     if "relative_entropy" in values and seen_keys is not None:
         counted["relative_entropy"] = rows & (seen_keys >= 2)

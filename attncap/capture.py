@@ -150,8 +150,9 @@ def capture(
         cap.mean("entropy")  # (layers, heads), nats
 
     Inside the block the model's attention is computed by attncap; afterwards everything is as it was, also after an
-    exception. Results stay readable. Padding is left out: rows whose entry in the 2-D ``attention_mask`` is 0 are not
-    counted.
+    exception. Results stay readable. The attention maps themselves are never made: with ``output_attentions=True`` the
+    model gives none of them, and a warning says so. Padding is left out: rows whose entry in the 2-D
+    ``attention_mask`` is 0 are not counted.
 
     Args:
         model: a Transformers model (or a module that holds one), or a torch module that calls

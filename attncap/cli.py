@@ -1,6 +1,6 @@
 """The command `attncap`: errors become one line on standard error and an exit code.
 
-0 done, 1 it failed, 2 an argument or the input is wrong, 130 interrupted.
+The exit codes stand in the help of the command: `attncap.commands.EXIT_CODES`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from attncap.extras import refuse_interrupt
 from attncap.types import AttncapError
 
 _INTERRUPTED = 130
@@ -19,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from attncap import commands
     except ImportError as error:
+        if _caused_by_interrupt(error):
+            _say("interrupted")
+            return _INTERRUPTED
         _say(f'the command line cannot be used here ({error}): pip install "attncap[scan]"')
         return 1
     try:
@@ -36,6 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _say(str(error))
         return 1
+
+
+def _caused_by_interrupt(error: ImportError) -> bool:
+    try:
+        refuse_interrupt(error)
+    except KeyboardInterrupt:
+        return True
+    return False
 
 
 def _say(message: str) -> None:

@@ -11,16 +11,20 @@ import typer
 import attncap
 from attncap.corpus import CorpusOptions
 from attncap.models import BUILTIN_MINILM, DTYPES
-from attncap.progress import progress_for
-from attncap.scan import DEFAULT_SPEC, DEFAULT_TAGS, TAG_NAMES, ScanOptions, scan
+from attncap.plan import DEFAULT_TAGS, TAG_NAMES
+from attncap.progress import plural, progress_for
+from attncap.scan import DEFAULT_SPEC, ScanOptions, scan
 from attncap.store import Run
 from attncap.types import AttncapError, StatSpec
 
 DEMO_DOCUMENTS = 600
 
+EXIT_CODES = "Exit codes: 0 done, 1 it failed, 2 an argument or the input is wrong, 130 interrupted."
+
 app = typer.Typer(
     name="attncap",
     help="What every attention head of a model does, over real text, without the N x N map.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -90,7 +94,10 @@ def scan_command(
     distance: Annotated[bool, typer.Option(help="Mean distance to the keys attended to, tokens.")] = True,
     collision: Annotated[bool, typer.Option(help="Sum of squared probabilities.")] = True,
     received: Annotated[bool, typer.Option(help="Mass that each key receives.")] = True,
-    tags: Annotated[str, typer.Option(help=f"Out of {', '.join(TAG_NAMES)}; or off.")] = ",".join(DEFAULT_TAGS),
+    tags: Annotated[
+        str | None,
+        typer.Option(help=f"Out of {', '.join(TAG_NAMES)}; or off.", show_default=",".join(DEFAULT_TAGS)),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Read no more than this many documents.")] = None,
     text_column: Annotated[str, typer.Option(help="Column or key that holds the text.")] = "text",
     txt_documents: Annotated[
@@ -118,15 +125,19 @@ def scan_command(
             sink=sink,
             diagonal=None if diagonal == "off" else _integer("--diagonal", diagonal),
             topk=topk,
-            offsets=tuple(_integer("--offsets", offset) for offset in _listed(offsets)),
+            offsets=_offsets(offsets),
             distance=distance,
             collision=collision,
             received=received,
         )
         corpus_options = CorpusOptions(text_column, txt_documents, on_error, limit)
-        options = ScanOptions(tuple(_listed(tags)), max_tokens, batch_tokens, dtype, device, workers)
+        options = ScanOptions(
+            None if tags is None else tuple(_listed(tags)), max_tokens, batch_tokens, dtype, device, workers
+        )
+    except UsageError:
+        raise
     except (TypeError, ValueError) as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(_as_typed(str(error))) from error
     finished = _scan(model, corpus, output, spec, corpus_options, options)
     _summary(finished)
     typer.echo(f"See it: attncap report {output}")
@@ -156,7 +167,7 @@ def demo_command(
     try:
         corpus_options = CorpusOptions(limit=limit)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(_as_typed(str(error))) from error
     from attncap.report import print_highlights, write_report
 
     run_folder = output / "run"
@@ -195,7 +206,7 @@ def _scan(
 
 def _summary(finished: Run) -> None:
     counts = finished.scan["counts"]
-    parts = [f"{counts['documents']} documents, {counts['tokens']} tokens"]
+    parts = [f"{plural(counts['documents'], 'document')}, {plural(counts['tokens'], 'token')}"]
     for name, what in (
         ("truncated_documents", "cut at the model's length"),
         ("empty_documents", "empty"),
@@ -203,7 +214,23 @@ def _summary(finished: Run) -> None:
     ):
         if counts[name]:
             parts.append(f"{counts[name]} {what}")
+    if lost := counts["nonfinite_rows"]:
+        parts.append(f"{plural(lost, 'row')} of the heads left out: not finite; try --dtype float32")
     typer.echo(f"{finished.path}: {', '.join(parts)}")
+
+
+def _as_typed(message: str) -> str:
+    """A message that begins with the name of an argument, with that of the option: "txt_documents: ..."."""
+    name, colon, rest = message.partition(":")
+    name = name.removeprefix("StatSpec.")
+    return f"--{name.replace('_', '-')}:{rest}" if colon and name.isidentifier() else message
+
+
+def _offsets(text: str) -> tuple[int, ...]:
+    found = tuple(_integer("--offsets", offset) for offset in _listed(text))
+    if len(set(found)) < len(found):
+        raise UsageError(f"--offsets: expected each number once, got {text}")
+    return found
 
 
 def _listed(text: str) -> list[str]:

@@ -24,6 +24,11 @@ __all__ = ["Corpus", "CorpusError", "CorpusOptions", "Shard", "ShardSize", "Surv
 BUILTIN_DOCSTRINGS = "builtin:docstrings"
 _DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.\[\]%-]+)?")
 _FAULTS_KEPT = 10
+_FILES = frozenset(corpus_readers.KIND_OF_SUFFIX.values())
+
+
+class MissingDatasetsError(CorpusError, MissingExtraError):
+    """A source is no file, and the package that could load it as a dataset is not installed."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,8 @@ class _Tally:
 class Corpus:
     """Documents of several sources, in the order given; files of a folder or a glob in the order of their names.
 
+    A file that is named several times is read once.
+
     Args:
         sources: files (.txt, .jsonl, .csv, .tsv, .parquet), folders, globs, ids of Hugging Face datasets
             (``name`` or ``name:split``), or ``builtin:docstrings``.
@@ -119,7 +126,11 @@ class Corpus:
             raise CorpusError("CORPUS: expected at least one file, folder, dataset id or builtin:docstrings")
         self.sources = tuple(str(source) for source in sources)
         self.options = options
-        self._inputs = [found for source in self.sources for found in _resolve(source)]
+        named = [one for source in self.sources for one in _resolve(source)]
+        once: dict[str, tuple[str, str]] = {}
+        for kind, place in named:
+            once.setdefault(os.path.realpath(place) if kind in _FILES else place, (kind, place))
+        self._inputs = list(once.values())
 
     def survey(self, size: ShardSize = ShardSize()) -> Survey:
         """Count and fingerprint the corpus, cut into shards.
@@ -274,7 +285,7 @@ def _dataset(source: str) -> tuple[str, str]:
     if Path(source).suffix.lower() in corpus_readers.KIND_OF_SUFFIX or not _DATASET_ID.fullmatch(source):
         raise CorpusError(f"{source}: no such file or folder")
     if importlib.util.find_spec("datasets") is None:
-        raise MissingExtraError(
+        raise MissingDatasetsError(
             f"{source}: no such file or folder. If it is the id of a Hugging Face dataset, "
             'pip install "attncap[datasets]" lets attncap load it'
         )

@@ -17,7 +17,17 @@ def require(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        refuse_interrupt(error)
         package = module.partition(".")[0]
         raise MissingExtraError(
             f'{package} is needed for this and cannot be imported ({error}): pip install "attncap[{extra}]"'
         ) from error
+
+
+def refuse_interrupt(error: BaseException) -> None:
+    """Raise KeyboardInterrupt where that is what `error` was made from: libraries turn it into errors of import."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, KeyboardInterrupt) or "KeyboardInterrupt" in str(seen):
+            raise KeyboardInterrupt from error
+        seen = seen.__cause__ or seen.__context__

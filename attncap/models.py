@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attncap.extras import require
+from attncap.extras import refuse_interrupt, require
 from attncap.types import AttncapError, MissingExtraError
 
 BUILTIN_MINILM = "builtin:minilm"
@@ -28,6 +29,7 @@ DTYPES = {
 
 # A tokenizer without a limit says so with a number like 1e30.
 _NO_LIMIT = 10**9
+_HUB_SECONDS = 10.0
 
 
 class ModelError(AttncapError, ValueError):
@@ -73,12 +75,16 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu") -> Loaded
         raise ModelError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     place, local = _place(name)
     with _quiet(transformers):
+        if not local:
+            _check_hub(name)
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=local)
             model = transformers.AutoModel.from_pretrained(place, local_files_only=local, dtype=DTYPES[dtype])
         except (OSError, ValueError, KeyError, ImportError) as error:
+            refuse_interrupt(error)
             raise ModelError(f"{name}: cannot be loaded as a model of text ({_first_line(error)})") from error
         except Exception as error:  # a damaged file of weights, among others, raises the library's own
+            refuse_interrupt(error)
             raise ModelError(
                 f"{name}: cannot be loaded ({type(error).__name__}: {_first_line(error)}); are its files whole?"
             ) from error
@@ -86,6 +92,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu") -> Loaded
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     model = model.eval().requires_grad_(False)
+    _check_tokenizer(name, tokenizer, model)
     text_config = model.config.get_text_config()
     return LoadedModel(
         model=model.to(device),
@@ -123,6 +130,46 @@ def _place(name: str) -> tuple[str, bool]:
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
         raise ModelError(f"{name!r}: no such folder")
     return name, False
+
+
+def _check_hub(name: str) -> None:
+    """Ask the hub once whether it has a model that is not on this machine yet; Transformers asks for a minute."""
+    hub = require("huggingface_hub", "scan")
+    if isinstance(hub.try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        hub.HfApi().model_info(name, timeout=_HUB_SECONDS)
+    except Exception as error:  # the library raises its own, the network's and those of bad names
+        refuse_interrupt(error)
+        raise ModelError(
+            f"{name}: no such folder here, and the hub cannot be reached or has no such model "
+            f"({type(error).__name__}: {_first_line(error)})"
+        ) from error
+
+
+def _check_tokenizer(name: str, tokenizer: Any, model: nn.Module) -> None:
+    """Refuse a tokenizer that knows no words (Transformers makes one up where the files are missing) or too many."""
+    vocabulary = tokenizer.get_vocab()
+    special = {token for token, entry in _added_tokens(tokenizer).items() if entry.special}
+    special |= set(tokenizer.all_special_tokens)
+    words = [number for token, number in vocabulary.items() if token not in special]
+    if not words:
+        raise ModelError(
+            f"{name}: its tokenizer knows no words but special tokens; are the tokenizer's files "
+            "(tokenizer.json, vocab.txt, ...) beside the model's?"
+        )
+    # Special tokens without an embedding do no harm: text never becomes one. Padding does.
+    largest = max([*words, tokenizer.pad_token_id or 0])
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    if isinstance(embeddings, nn.Embedding) and largest >= embeddings.num_embeddings:
+        raise ModelError(
+            f"{name}: its tokenizer does not belong to the model, which has embeddings for "
+            f"{embeddings.num_embeddings} tokens while the tokenizer gives numbers up to {largest}"
+        )
+
+
+def _added_tokens(tokenizer: Any) -> dict[str, Any]:
+    return {entry.content: entry for entry in tokenizer.added_tokens_decoder.values()}
 
 
 def _max_tokens(model: nn.Module, tokenizer: Any) -> int | None:
@@ -169,16 +216,19 @@ def _incidental(name: str) -> bool:
 @contextlib.contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
     """No progress bars and no advice while loading: what matters comes as an exception."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bars:
-            logging.enable_progress_bar()
+            transformers.utils.logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

@@ -66,7 +66,7 @@ class Progress:
         documents, tokens = self.rates()
         left = self.seconds_left()
         return (
-            f"{self.documents}/{self.total} documents, {documents:.1f} documents/s, {tokens:,.0f} tokens/s, "
+            f"{self.documents}/{plural(self.total, 'document')}, {documents:.1f} documents/s, {tokens:,.0f} tokens/s, "
             f"{_clock(left) if left is not None else '?'} left"
         )
 
@@ -117,7 +117,7 @@ class BarProgress(Progress):
     def start(self, total: int, done: int) -> None:
         """See `Progress.start`."""
         super().start(total, done)
-        self._task = self._bar.add_task("scan", total=total, completed=done, line=f"{done}/{total} documents")
+        self._task = self._bar.add_task("scan", total=total, completed=done, line=f"{done}/{plural(total, 'document')}")
 
     def _show(self) -> None:
         self._bar.update(self._task, completed=self.documents, line=self.line())
@@ -133,6 +133,11 @@ def progress_for(stream: TextIO | None = None) -> Progress:
     except ImportError:
         return LineProgress(stream)
     return BarProgress(Console(file=stream))
+
+
+def plural(number: int, noun: str) -> str:
+    """1 document, 2 documents, 1,234 documents."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _clock(seconds: float) -> str:

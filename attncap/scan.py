@@ -9,32 +9,27 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import attncap
-from attncap import dispatch, tags
 from attncap.accumulate import Accumulator
-from attncap.annotations import TagFunction
-from attncap.corpus import Corpus, CorpusOptions, ShardSize, Survey
+from attncap.corpus import Corpus, CorpusOptions, ShardSize
 from attncap.extras import require
-from attncap.models import LoadedModel, ModelError, load_model
+from attncap.models import DTYPES, LoadedModel, ModelError, load_model
+from attncap.plan import TAG_NAMES, check_capturable, differences, identity, make_plan, names_another, tag_functions
 from attncap.progress import Progress
 from attncap.shards import ShardResult, Work, one_thread_per_operator, run_shards
-from attncap.store import RUN_FORMAT, Part, Run, RunError, RunFolder, RunMismatchError, read_run
-from attncap.types import StatSpec
+from attncap.store import Part, Run, RunDamagedError, RunError, RunFolder, RunMismatchError, read_run
+from attncap.types import AttncapError, StatSpec
 
 SHARD_SIZE = ShardSize()
 """A shard is what a kill costs at most, per worker. Part of what a run is."""
 
 DEFAULT_SPEC = StatSpec(offsets=(-1, 1), distance=True, collision=True, received=True)
-DEFAULT_TAGS = ("induction", "duplicate", "special_tokens")
-TAG_NAMES = (*DEFAULT_TAGS, "segment")
 
 # Small batches stay in a core's cache and hold documents of nearly one length; a GPU wants more at once.
 _BATCH_TOKENS = {"cpu": 1024}
@@ -42,8 +37,6 @@ _BATCH_TOKENS_ELSEWHERE = 16384
 
 _SHARDS_BETWEEN_MERGES = 16
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# A finished run is what it is; another version only matters where it would add to what an earlier one began.
-_MATTERS_WHILE_RUNNING = ("versions.", "impl")
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,7 @@ class ScanOptions:
     """How a scan is computed.
 
     Attributes:
-        tags: names out of `TAG_NAMES`; each is a statistic.
+        tags: names out of `TAG_NAMES`; each is a statistic. None = those of `DEFAULT_TAGS` that the tokenizer allows.
         max_tokens: cut documents there instead of at the model's own length, where that is longer.
         batch_tokens: how many tokens are computed at once; None = what suits the device.
         dtype: one of `attncap.models.DTYPES`.
@@ -59,7 +52,7 @@ class ScanOptions:
         workers: shards computed at once; None = the CPU threads that torch has. Without influence on the result.
     """
 
-    tags: tuple[str, ...] = DEFAULT_TAGS
+    tags: tuple[str, ...] | None = None
     max_tokens: int | None = None
     batch_tokens: int | None = None
     dtype: str = "auto"
@@ -67,9 +60,14 @@ class ScanOptions:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        for tag in self.tags:
+        tags = self.tags or ()
+        for tag in tags:
             if tag not in TAG_NAMES:
                 raise ValueError(f"tags: expected names out of {', '.join(TAG_NAMES)}, got {tag!r}")
+            if tags.count(tag) > 1:
+                raise ValueError(f"tags: expected each name once, got {tag} {tags.count(tag)} times")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
         for name, low in (("max_tokens", 3), ("batch_tokens", 1), ("workers", 1)):
             value = getattr(self, name)
             if value is not None and value < low:
@@ -114,12 +112,16 @@ def scan(
         with folder.lock():
             folder.check_usable()
             loaded = load_model(model, dtype=options.dtype, device=str(device))
-            _Scan(folder, documents, loaded, spec, options, device, progress).run()
+            _prepare(folder, documents, loaded, spec, options, device, progress).run()
     except OSError as error:
+        reason, file = error.strerror or str(error), f" ({error.filename})" if error.filename else ""
         if error.errno not in _DISK_ERRORS:
-            raise
+            raise RunError(
+                f"{output}: the scan cannot go on, {reason}{file}; when that is put right the same command goes on, "
+                "or give another folder with -o"
+            ) from error
         raise RunError(
-            f"{output}: the disk is full ({error.strerror}); make room and give the same command again, "
+            f"{output}: the disk is full ({reason}); make room and give the same command again, "
             "finished shards are kept"
         ) from error
     return read_run(output)
@@ -142,6 +144,8 @@ class _Scan:
         self._corpus = corpus
         self._options = options
         self._progress = progress
+        tags = tag_functions(loaded, options.tags, progress.message)
+        check_capturable(loaded, spec, tags)
         progress.message(f"reading {', '.join(corpus.sources)}")
         self._survey = corpus.survey(SHARD_SIZE)
         self._shards = len(self._survey.shard_digests)
@@ -151,10 +155,9 @@ class _Scan:
         self._threads = torch.get_num_threads()
         limits = [limit for limit in (loaded.max_tokens, options.max_tokens) if limit is not None]
         batch_tokens = options.batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)
-        tag_functions = {name: _tag_function(name, loaded) for name in options.tags}
-        self._work = Work(loaded, spec, tag_functions, min(limits, default=None), batch_tokens, device)
-        self._plan = _plan(self._work, corpus, self._survey, options)
-        self._digest = hashlib.sha256(json.dumps(_identity(self._plan), sort_keys=True).encode()).hexdigest()
+        self._work = Work(loaded, spec, tags, min(limits, default=None), batch_tokens, device)
+        self._plan = make_plan(self._work, corpus, self._survey, SHARD_SIZE)
+        self._digest = hashlib.sha256(json.dumps(identity(self._plan), sort_keys=True).encode()).hexdigest()
 
     def run(self) -> None:
         """Do what is left to do."""
@@ -162,11 +165,13 @@ class _Scan:
             self._run()
 
     def _run(self) -> None:
-        known = self._folder.read_scan()
+        known = self._known()
         if known is not None:
             self._check_same(known)
             if self._is_finished(known):
                 return
+        if self._folder.is_read_only:
+            raise RunError(f"{self._folder.path}: may not be written; check its permissions or give another folder -o")
         for message in self._survey.faults:
             self._progress.message(f"left out: {message}")
         done = self._finished_shards()
@@ -174,6 +179,21 @@ class _Scan:
         self._progress.start(self._survey.documents, sum(self._survey.shard_documents[shard] for shard in done))
         self._compute(done)
         self._finish(done)
+
+    def _known(self) -> dict[str, Any] | None:
+        """scan.json; None where there is none that can be believed."""
+        try:
+            return self._folder.read_scan()
+        except RunDamagedError as error:
+            if names_another(error.content, self._plan):
+                raise RunMismatchError(
+                    f"{self._folder.scan_json}: damaged, and it names another model or corpus; "
+                    "remove it to compute this run in its place, or give another folder with -o"
+                ) from error
+            self._progress.message(
+                f"{self._folder.scan_json}: damaged, it is made anew; finished shards of this run are kept"
+            )
+            return None
 
     def _is_finished(self, known: Mapping[str, Any]) -> bool:
         if known.get("status") != "complete":
@@ -186,13 +206,7 @@ class _Scan:
         return False
 
     def _check_same(self, known: Mapping[str, Any]) -> None:
-        complete = known.get("status") == "complete"
-        before, now = _flat(_identity(known)), _flat(_identity(self._plan))
-        differing = [
-            f"{name} is {_short(before.get(name))} there and {_short(now.get(name))} here"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name) and not (complete and name.startswith(_MATTERS_WHILE_RUNNING))
-        ]
+        differing = differences(known, self._plan)
         if differing:
             raise RunMismatchError(
                 f"{self._folder.path}: holds a run of something else: {'; '.join(differing)}. "
@@ -207,13 +221,15 @@ class _Scan:
             self._merged = merged.shard
             self._folder.remove_parts_before(self._merged)
         elif self._folder.merged.exists():
-            self._progress.message(f"{self._folder.merged}: damaged, what it held is computed again")
+            self._progress.message(f"{self._folder.merged}: damaged, or of another run: what it held is computed again")
         done = set(range(self._merged))
         for shard in range(self._merged, self._shards):
             if self._folder.read_part(shard, self._part_digest(shard)) is not None:
                 done.add(shard)
             elif self._folder.part_path(shard).exists():
-                self._progress.message(f"{self._folder.part_path(shard)}: damaged, it is computed again")
+                self._progress.message(
+                    f"{self._folder.part_path(shard)}: damaged, or of another run: it is computed again"
+                )
         if done:
             self._progress.message(f"{self._folder.path}: going on after {len(done)} of {self._shards} shards")
         return done
@@ -257,6 +273,7 @@ class _Scan:
         counts = dict(self._counts)
         counts["empty_documents"] += self._survey.empty
         counts["failed_documents"] = self._survey.failed
+        counts["nonfinite_rows"] = self._total.nonfinite_rows()
         digest = self._folder.write_heads([asdict(row) for row in self._total.rows()])
         self._write_scan(self._shards, status="complete", counts=counts, heads_sha256=digest)
         self._folder.remove_parts()
@@ -275,88 +292,22 @@ class _Scan:
         ).hexdigest()
 
 
-def _plan(work: Work, corpus: Corpus, survey: Survey, options: ScanOptions) -> dict[str, Any]:
-    """scan.json as it stands before the first shard."""
-    loaded = work.loaded
-    dtype = next(loaded.model.parameters()).dtype
-    corpus_options = asdict(corpus.options)
-    return {
-        "format": RUN_FORMAT,
-        "status": "running",
-        "model": {
-            "name": loaded.name,
-            "fingerprint": loaded.fingerprint,
-            "architecture": loaded.architecture,
-            "layers": loaded.layers,
-            "heads": loaded.heads,
-        },
-        "corpus": {
-            "sources": list(corpus.sources),
-            "fingerprint": survey.fingerprint,
-            "options": corpus_options,
-            "documents": survey.documents,
-        },
-        "spec": {**asdict(work.spec), "offsets": list(work.spec.offsets)},
-        "tags": list(options.tags),
-        "features": [],
-        "limits": {"max_tokens": work.max_tokens},
-        "options": {
-            "shard": asdict(SHARD_SIZE),
-            "batch_tokens": work.batch_tokens,
-            "dtype": str(dtype).removeprefix("torch."),
-            "device": work.device.type,
-        },
-        "versions": {
-            "attncap": attncap.__version__,
-            "attncap_kernels": dispatch.kernel_hash(),
-            "torch": str(torch.__version__),
-            "transformers": require("transformers", "scan").__version__,
-            "python": platform.python_version(),
-        },
-        "impl": dispatch.choose("auto", torch.empty(1, 1, 1, 1, dtype=dtype, device=work.device)),
-        "counts": {"empty_documents": survey.empty, "failed_documents": survey.failed},
-        "progress": {},
-        "heads_sha256": None,
-    }
-
-
-def _identity(scan_json: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two runs the same run. Names are left out: contents have fingerprints."""
-    kept = ("format", "spec", "tags", "features", "limits", "options", "versions", "impl")
-    identity = {name: scan_json.get(name) for name in kept}
-    for name in ("model", "corpus"):
-        part = dict(scan_json.get(name) or {})
-        for incidental in ("name", "sources"):
-            part.pop(incidental, None)
-        identity[name] = part
-    return identity
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def _short(value: Any) -> str:
-    """A value for a message; of a digest the beginning is enough."""
-    text = str(value)
-    return text[:12] if isinstance(value, str) and len(text) == 64 else text
-
-
-def _tag_function(name: str, loaded: LoadedModel) -> TagFunction:
-    if name == "special_tokens":
-        return tags.token_set(loaded.tokenizer.all_special_ids)
-    ready: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-        "induction": tags.induction,
-        "duplicate": tags.duplicate,
-        "segment": tags.segment,
-    }
-    return ready[name]
+def _prepare(
+    folder: RunFolder,
+    corpus: Corpus,
+    loaded: LoadedModel,
+    spec: StatSpec,
+    options: ScanOptions,
+    device: torch.device,
+    progress: Progress,
+) -> _Scan:
+    """The scan, or why there can be none."""
+    try:
+        return _Scan(folder, corpus, loaded, spec, options, device, progress)
+    except AttncapError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{loaded.name}: cannot be scanned with these options ({error})") from error
 
 
 def _device(name: str) -> torch.device:
@@ -364,5 +315,5 @@ def _device(name: str) -> torch.device:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
+        raise ModelError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
     return device

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import os
-import shutil
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from attncap.types import AttncapError
 if TYPE_CHECKING:
     import pyarrow
 
-RUN_FORMAT = 1
+RUN_FORMAT = 2
 """Layout of a run folder; a run of another number is refused."""
 
 HEADS_COLUMNS = (
@@ -46,10 +46,20 @@ HEADS_COLUMNS = (
 
 _PART_MAGIC = b"attncap part 1\n"
 _TEMPORARY = ".tmp"
+_OWN_DIGEST = "sha256"
+_PART_NAME = re.compile(r"(\d+|merged)\.bin(\.tmp)?")
 
 
 class RunError(AttncapError, RuntimeError):
     """A run folder cannot be used as it is; the message says what to do."""
+
+
+class RunDamagedError(RunError):
+    """scan.json is not what a scan wrote; `content` is what can still be read of it, and is not to be believed."""
+
+    def __init__(self, message: str, content: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.content = content or {}
 
 
 class RunMismatchError(RunError, ValueError):
@@ -63,7 +73,7 @@ class Run:
     Attributes:
         path: the run's folder.
         heads: the table of ``heads.parquet``, columns `HEADS_COLUMNS`.
-        scan: the content of ``scan.json``.
+        scan: the content of ``scan.json``, less its digest.
     """
 
     path: Path
@@ -79,11 +89,12 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         MissingExtraError: pyarrow is not installed.
     """
     folder = RunFolder(Path(path))
+    folder.check_kinds()
     scan = folder.read_scan()
     if scan is None:
-        raise RunError(f"{path}: no run of attncap (no scan.json); make one with `attncap scan MODEL CORPUS -o {path}`")
-    if scan.get("format") != RUN_FORMAT:
-        raise RunError(f"{path}: a run of format {scan.get('format')}, this attncap reads format {RUN_FORMAT}")
+        raise RunMismatchError(
+            f"{path}: no run of attncap (no scan.json); make one with `attncap scan MODEL CORPUS -o {path}`"
+        )
     if scan.get("status") != "complete":
         progress = scan.get("progress", {})
         done = f"{progress.get('shards_done', '?')} of {progress.get('shards_total', '?')} shards"
@@ -136,62 +147,105 @@ class RunFolder:
         self.heads = path / "heads.parquet"
         self.parts = path / "parts"
         self.merged = self.parts / "merged.bin"
+        self.lock_file = path / ".lock"
+
+    def check_kinds(self) -> None:
+        """Refuse a folder in the place of a file of a run, and the reverse.
+
+        Raises:
+            RunMismatchError: there is one.
+        """
+        for path, is_kind, kind in (
+            (self.scan_json, Path.is_file, "file"),
+            (self.heads, Path.is_file, "file"),
+            (self.parts, Path.is_dir, "folder"),
+            (self.lock_file, Path.is_file, "file"),
+        ):
+            if path.exists() and not is_kind(path):
+                raise RunMismatchError(
+                    f"{path}: a run has a {kind} there, this is something else; move it away or give another folder"
+                )
 
     def check_usable(self) -> None:
         """Refuse a path where a run must not be written.
 
         Raises:
-            RunMismatchError: it is a file, or a folder with content that is not a run.
+            RunMismatchError: it is a file, or a folder with content that is not a run or in the place of a run's own.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunMismatchError(f"{self.path}: is a file; give a folder for the run with -o")
+        self.check_kinds()
         if not self.path.is_dir() or self.scan_json.exists():
             return
-        # A scan killed before its first scan.json leaves no more than these.
-        leftovers = {".lock", self.scan_json.name + _TEMPORARY}
-        foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in leftovers)
+        # What a run is made of without its scan.json: a scan was killed early, or the file was lost.
+        known = {".lock", self.heads.name, self.parts.name, "report.html"}
+        known |= {name + _TEMPORARY for name in (self.scan_json.name, self.heads.name)}
+        foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in known)
+        if self.parts.is_dir():
+            foreign += sorted(entry.name for entry in self.parts.iterdir() if not _PART_NAME.fullmatch(entry.name))
         if foreign:
             raise RunMismatchError(
                 f"{self.path}: holds files but is not a run of attncap (it has {foreign[0]!r} and no scan.json); "
                 "give a new or an empty folder with -o"
             )
 
+    @property
+    def is_read_only(self) -> bool:
+        """Whether it is there and nothing in it may be written."""
+        return self.path.is_dir() and not os.access(self.path, os.W_OK)
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder alone; made if it is not there. The lock dies with the process, however that ends.
 
+        A folder that may not be written needs no lock.
+
         Raises:
             RunError: another process holds it.
         """
+        if self.is_read_only:
+            yield
+            return
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock_file(self.path / ".lock", self.path)
+        descriptor = _lock_file(self.lock_file, self.path)
         try:
             self._remove_temporaries()
             yield
         finally:
             with contextlib.suppress(FileNotFoundError):
-                (self.path / ".lock").unlink()
+                self.lock_file.unlink()
             os.close(descriptor)
 
     def read_scan(self) -> dict[str, Any] | None:
-        """scan.json, or None where there is none.
+        """scan.json less its digest, or None where there is none.
 
         Raises:
-            RunError: it is there and cannot be read.
+            RunDamagedError: it cannot be read, or its digest is not that of the rest.
+            RunMismatchError: it is of another version of attncap.
         """
+        damaged = f"{self.scan_json}: damaged"
+        repair = "give the same `attncap scan` command again to make it anew"
         try:
             scan = json.loads(self.scan_json.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, OSError) as error:
-            raise RunError(f"{self.scan_json}: cannot be read ({error}); give another folder with -o") from error
+        except (ValueError, RecursionError) as error:
+            raise RunDamagedError(f"{damaged} ({error}); {repair}") from error
         if not isinstance(scan, dict):
-            raise RunError(f"{self.scan_json}: expected a JSON object; give another folder with -o")
+            raise RunDamagedError(f"{damaged} (it is no JSON object); {repair}")
+        if isinstance(scan.get("format"), int) and scan["format"] != RUN_FORMAT:
+            raise RunMismatchError(
+                f"{self.path}: a run of format {scan['format']}, this attncap reads and writes format {RUN_FORMAT}; "
+                "give another folder"
+            )
+        if scan.pop(_OWN_DIGEST, None) != _digest(scan):
+            raise RunDamagedError(f"{damaged} (its sha256 is not the one of what it says); {repair}", scan)
         return scan
 
     def write_scan(self, scan: Mapping[str, Any]) -> None:
-        """Replace scan.json."""
-        write_whole(self.scan_json, (json.dumps(scan, indent=2, ensure_ascii=False) + "\n").encode())
+        """Replace scan.json; the digest of its content is added."""
+        whole = {**scan, _OWN_DIGEST: _digest(scan)}
+        write_whole(self.scan_json, (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode())
 
     def part_path(self, shard: int) -> Path:
         """Where the result of a shard lies."""
@@ -244,13 +298,22 @@ class RunFolder:
 
     def remove_parts(self) -> None:
         """Drop the shards, which a finished run no longer needs."""
-        shutil.rmtree(self.parts, ignore_errors=True)
+        with contextlib.suppress(OSError):  # there is none, it may not be written, or someone's own file is in it
+            for path in self.parts.iterdir():
+                if _PART_NAME.fullmatch(path.name):
+                    path.unlink()
+            self.parts.rmdir()
 
     def _remove_temporaries(self) -> None:
         """Files that a killed process was writing; only called while the folder is locked."""
         for folder in (self.path, self.parts):
             for leftover in folder.glob("*" + _TEMPORARY):
                 leftover.unlink()
+
+
+def _digest(scan: Mapping[str, Any]) -> str:
+    """sha256 of what scan.json says, however it is laid out."""
+    return hashlib.sha256(json.dumps(scan, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path) -> Part | None:

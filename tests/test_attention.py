@@ -241,6 +241,17 @@ def test_non_finite_inputs_stay_in_the_rows_and_heads_that_see_them(
             assert not got[0, 0, 0].isnan().any(), f"{name} of a row that does not count"
 
 
+@pytest.mark.parametrize("impl", ["reference", *IMPLS])
+@pytest.mark.parametrize("rows", [70, 1])
+def test_a_row_of_nothing_but_nan_is_not_taken_for_an_empty_one(impl: str, rows: int) -> None:
+    query, key = torch.full((1, 1, rows, 8), torch.nan), torch.randn(1, 1, 90, 8)
+    mask = torch.arange(90) < 60
+    _, stats = attention(query, key, key, attn_mask=mask, impl=impl)
+    assert stats.entropy is not None
+    assert stats.lse.isnan().all()
+    assert stats.entropy.isnan().all()
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_the_number_of_threads_changes_no_bit(impl: str) -> None:
     torch.manual_seed(0)

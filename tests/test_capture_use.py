@@ -110,6 +110,19 @@ def test_a_model_that_shares_the_configuration_is_left_alone() -> None:
 # What is kept.
 
 
+@pytest.mark.parametrize("how", ["argument", "configuration"])
+def test_maps_that_are_never_made_are_warned_of_once(how: str) -> None:
+    model = models.text_model("bert")
+    given = {"output_attentions": True} if how == "argument" else {}
+    model.set_attn_implementation("eager")  # no other lets the configuration ask for maps
+    model.config.output_attentions = how == "configuration"
+    with attncap.capture(model), torch.no_grad():
+        with pytest.warns(UserWarning, match="output_attentions: inside a capture the attention maps are never made"):
+            model(**SMALL, **given)
+        model(**SMALL, **given)  # a second warning would be an error
+        assert not model(**SMALL, **given).attentions
+
+
 def test_keep_decides_what_stats_holds() -> None:
     model = models.text_model("bert")
     with attncap.capture(model, keep="all") as everything, torch.no_grad():

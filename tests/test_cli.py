@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import attncap
-from attncap import cli
+from attncap import cli, commands
 from attncap.progress import LineProgress, progress_for
+from attncap.store import Run
 from tests import tiny
 
 
@@ -38,6 +39,15 @@ def test_a_scan_sums_up_what_it_read(folder: Path, capsys: pytest.CaptureFixture
     assert "nothing to do" in printed.err
 
 
+def test_a_summary_speaks_of_one_document_and_of_rows_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = {"documents": 1, "tokens": 1, "truncated_documents": 0, "empty_documents": 0, "failed_documents": 0}
+    commands._summary(Run(tmp_path, None, {"counts": {**counts, "nonfinite_rows": 1200}}))  # type: ignore[arg-type]
+    said = capsys.readouterr().out
+    assert "1 document, 1 token, 1,200 rows of the heads left out: not finite; try --dtype float32" in said
+
+
 def test_every_switch_reaches_the_scan(folder: Path, tmp_path: Path) -> None:
     switches = ["--topk", "2", "--sink", "1", "--diagonal", "off", "--offsets", "-2,3", "--no-entropy", "--no-max"]
     switches += ["--no-distance", "--no-collision", "--no-received", "--tags", "segment", "--limit", "5"]
@@ -53,16 +63,19 @@ def test_every_switch_reaches_the_scan(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--topk", "65"], "StatSpec.topk: expected an int from 0 to 64, got 65"),
+        (["--topk", "65"], "--topk: expected an int from 0 to 64, got 65"),
         (["--offsets", "one"], "--offsets: expected whole numbers or off, got 'one'"),
-        (["--diagonal", "-3"], "StatSpec.diagonal"),
-        (["--tags", "nonsense"], "tags: expected names out of induction"),
-        (["--limit", "0"], "limit: expected at least 1"),
-        (["--on-error", "ignore"], "on_error: expected stop or skip"),
-        (["--txt-documents", "line"], "txt_documents: expected paragraph or file"),
-        (["--dtype", "int8"], "dtype: expected one of"),
+        (["--diagonal", "-3"], "--diagonal: expected"),
+        (["--tags", "nonsense"], "--tags: expected names out of induction"),
+        (["--limit", "0"], "--limit: expected at least 1"),
+        (["--on-error", "ignore"], "--on-error: expected stop or skip"),
+        (["--txt-documents", "line"], "--txt-documents: expected paragraph or file"),
+        (["--dtype", "int8"], "--dtype: expected one of"),
         (["--text-column", "body"], "corpus.jsonl:1: no column 'body'; there is 'text'"),
-        (["--batch-tokens", "0"], "batch_tokens: expected at least 1"),
+        (["--max-tokens", "1"], "--max-tokens: expected at least 3"),
+        (["--offsets", "1,2,1"], "--offsets: expected each number once, got 1,2,1"),
+        (["--tags", "duplicate,duplicate"], "--tags: expected each name once, got duplicate 2 times"),
+        (["--batch-tokens", "0"], "--batch-tokens: expected at least 1"),
     ],
 )
 def test_wrong_options_exit_2_with_one_line(
@@ -82,8 +95,9 @@ def test_wrong_options_exit_2_with_one_line(
         (["scan", "{model}", "{corpus}", "-o", "{model}"], 2, "is not a run of attncap"),
         (["scan", "{model}", "{corpus}", "-o", "{corpus}"], 2, "is a file"),
         (["scan", "{model}", "{corpus}", "--sink", "2", "-o", "{folder}/run"], 2, "spec.sink is 4 there and 2 here"),
-        (["scan", "{model}", "{corpus}", "--device", "abacus", "-o", "{tmp}/run"], 2, "device: 'abacus'"),
-        (["report", "{tmp}"], 1, "no run of attncap"),
+        (["scan", "{model}", "{corpus}", "--device", "abacus", "-o", "{tmp}/run"], 2, "--device: 'abacus'"),
+        (["report", "{tmp}"], 2, "no run of attncap"),
+        (["report", "{folder}/run", "-o", "{tmp}"], 2, "is a folder; give a file for the report with -o"),
         (["scan", "{model}"], 2, "Missing argument"),
         (["scan", "{model}", "{corpus}"], 2, "Missing option"),
         (["scan", "{model}", "{corpus}", "-o", "{tmp}/run", "--topk", "many"], 2, "'--topk'"),
@@ -129,6 +143,19 @@ def test_the_doctor_says_when_an_implementation_is_wrong(
     monkeypatch.setattr(doctor, "attention", off_by_a_bit)
     assert cli.main(["doctor"]) == 1
     assert "WRONG" in capsys.readouterr().out
+
+
+def test_the_help_says_what_the_exit_codes_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    assert commands.EXIT_CODES in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_table_that_goes_to_a_file_has_no_broken_lines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(folder / "run")]) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title.endswith(": the most telling heads")
+    rows = [line for line in lines if "> 0." in line or "< 0." in line]
+    assert len(rows) == sum("layer " in line for line in lines) > 8
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

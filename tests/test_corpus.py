@@ -90,6 +90,13 @@ def test_folders_and_globs_are_read_in_order_of_names(tmp_path: Path) -> None:
     assert documents(tmp_path / "b.txt", tmp_path / "a.txt") == ["b.txt", "a.txt"]
 
 
+def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "c.txt").symlink_to(tmp_path / "a.txt")
+    assert documents(tmp_path / "b.txt", tmp_path / "*.txt", tmp_path) == ["b.txt", "a.txt"]
+
+
 def test_empty_and_white_documents_are_left_out_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text("\n".join(json.dumps({"text": text}) for text in ["", "a", " \n\t\u00a0", "b"]) + "\n\n")
@@ -242,8 +249,9 @@ def test_a_corpus_of_nothing_but_faults_says_why(tmp_path: Path) -> None:
 def test_a_dataset_id_without_the_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"attncap\[datasets\]"):
+    with pytest.raises(MissingExtraError, match=r"attncap\[datasets\]") as raised:
         Corpus(["someone/some-texts:train"])
+    assert isinstance(raised.value, CorpusError)  # an argument that is wrong: exit code 2
 
 
 @pytest.mark.parametrize(("name", "value"), [("txt_documents", "line"), ("on_error", "ignore"), ("limit", 0)])

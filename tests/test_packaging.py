@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("api", "sdpa"),
     ("tags", "capture", "adapters", "accumulate", "accumulate_io", "histogram", "moments"),
     ("store", "corpus", "corpus_readers", "models", "progress"),
-    ("report", "scan", "shards", "analysis", "doctor"),
+    ("report", "scan", "plan", "shards", "analysis", "doctor"),
     ("commands",),
     ("cli", "__main__"),
 )
@@ -135,6 +135,29 @@ def test_a_missing_extra_is_named(blocked, code, extra):
     said = run_fresh(fresh)
     assert blocked in said
     assert f"attncap[{extra}]" in said
+
+
+@pytest.mark.parametrize("after", ["raise ImportError('torch')", "pass"])
+def test_an_interrupt_during_the_imports_is_one_line(tmp_path, after):
+    """A package in place of attncap that is interrupted while it is imported, and makes what it likes of that."""
+    (tmp_path / "attncap").mkdir()
+    source = "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(5)\n"
+    (tmp_path / "attncap" / "__init__.py").write_text(source + f"except BaseException:\n    {after}\n")
+    code = (
+        "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        f"sys.path.insert(0, {str(tmp_path)!r});"
+        f"runpy.run_path({str(PROJECT / 'attncap_command.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (130, "attncap: interrupted\n")
+
+
+def test_the_console_script_is_built_in():
+    import attncap_command
+
+    assert callable(attncap_command.main)
+    assert 'attncap = "attncap_command:main"' in (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'py_modules=["attncap_command"]' in (PROJECT / "setup.py").read_text(encoding="utf-8")
 
 
 def test_kernels_is_no_package():

@@ -16,6 +16,7 @@ pytest.importorskip("plotly")
 rich_console = pytest.importorskip("rich.console")
 
 from attncap.report import content, print_highlights, write_report  # noqa: E402
+from attncap.report.page import ReportError  # noqa: E402
 from attncap.store import RunError, read_run  # noqa: E402
 from tests.runs import STATS, head_rows, write_run  # noqa: E402
 
@@ -174,6 +175,14 @@ def test_an_old_report_is_replaced_whole_or_kept(run, tmp_path, monkeypatch):
     assert output.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
+def test_a_report_that_cannot_be_written_says_what_to_do(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ReportError, match="is a folder; give a file"):
+        write_report(run, tmp_path)
+    with pytest.raises(ReportError, match=r"page\.html: the report cannot be written .*give another file with -o"):
+        write_report(run, tmp_path / "file" / "page.html")
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"no scan\.json"):
         write_report(tmp_path, tmp_path / "report.html")
@@ -185,6 +194,41 @@ def test_terminal_names_the_head_its_mean_and_the_threshold(run):
     print_highlights(run, console)
     lines = [line for line in console.file.getvalue().splitlines() if "previous token" in line]
     assert re.search(r"previous token +layer 0 head 2 +0\.93 +> 0\.50", lines[0])
+
+
+def test_a_mean_that_would_look_like_the_threshold_has_a_third_digit(tmp_path):
+    path = write_run(tmp_path / "run", head_rows([2], means={("offset_mass[-1]", 0, 1): 0.4981}))
+    console = rich_console.Console(file=io.StringIO(), width=120)
+    print_highlights(path, console)
+    assert re.search(r"previous token +layer 0 head 1 +0\.498 +> 0\.50, not passed", console.file.getvalue())
+    assert "closest: layer 0 head 1, 0.498" in " ".join(content.build_report(read_run(path)).findings)
+
+
+def test_an_empty_table_says_why(tmp_path):
+    rows = [{**row, "count": 0, "mean": math.nan} for row in head_rows([2])]
+    for name, given, why in (("nothing", [], "holds no statistic"), ("lost", rows, "not finite")):
+        console = rich_console.Console(file=io.StringIO(), width=300)
+        print_highlights(write_run(tmp_path / name, given), console)
+        assert why in console.file.getvalue()
+
+
+def test_short_documents_are_a_caveat(tmp_path):
+    counts = {"documents": 10, "tokens": 60}
+    (said,) = (
+        one
+        for one in content.build_report(read_run(write_run(tmp_path / "run", head_rows([2]), counts=counts))).findings
+        if "on average" in one
+    )
+    assert said.startswith("Documents have 6.0 tokens on average: their first 4 tokens make up to 67% of all keys")
+
+
+def test_the_sentence_on_induction_says_what_is_subtracted(tmp_path):
+    stats = (*STATS, "induction")
+    rows = head_rows([2], stats=stats, means={("induction", 0, 1): 0.9})
+    findings = content.build_report(read_run(write_run(tmp_path / "run", rows, tags=["induction"]))).findings
+    assert any(
+        "what followed the token elsewhere, that on the next token subtracted: layer 0" in one for one in findings
+    )
 
 
 def test_a_run_without_rows_gives_a_report(tmp_path):

@@ -22,6 +22,7 @@ from attncap import scan as scan_module
 from attncap.corpus import Corpus, CorpusOptions, ShardSize
 from attncap.models import ModelError, load_model
 from attncap.progress import Progress
+from attncap.report.content import build_report
 from attncap.scan import DEFAULT_SPEC, ScanOptions, scan
 from attncap.shards import ScanError, TokenShard, batches, one_thread_per_operator, pad, tokenize
 from attncap.store import Run, RunError, RunFolder, RunMismatchError, read_run
@@ -158,6 +159,7 @@ def test_counts_are_those_of_the_corpus(folder: Path, finished: Run) -> None:
         "truncated_documents": sum(length > tiny.LONGEST for length in lengths),
         "empty_documents": 0,
         "failed_documents": 0,
+        "nonfinite_rows": 0,
     }
     assert finished.scan["limits"] == {"max_tokens": tiny.LONGEST}
     assert finished.scan["progress"] == {"shards_done": 5, "shards_total": 5}
@@ -255,6 +257,62 @@ def stopped_run(folder: Path, output: Path, shards: int, monkeypatch: pytest.Mon
         patch.setattr(RunFolder, "write_part", write_and_stop)
         with pytest.raises(StopAfterError):
             run_scan(folder, output, options=ScanOptions(workers=1))
+
+
+@pytest.mark.parametrize("damage", ["edited", "no counts", "other types", "truncated", "empty", "removed"])
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_damaged_scan_json_is_made_again(
+    folder: Path, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, complete: bool
+) -> None:
+    run = tmp_path / "run"
+    if complete:
+        shutil.copytree(finished.path, run)
+    else:
+        stopped_run(folder, run, 3, monkeypatch)
+    state = json.loads((run / "scan.json").read_text())
+    whole = (run / "scan.json").read_bytes()
+    if damage == "edited":
+        state["counts"]["tokens"] = 7
+    elif damage == "no counts":
+        del state["counts"], state["progress"]
+    elif damage == "other types":
+        state |= {"model": 3, "counts": [], "progress": None, "spec": "all"}
+    damaged = {"truncated": whole[:99], "empty": b""}.get(damage, json.dumps(state).encode())
+    (run / "scan.json").write_bytes(damaged)
+    if damage == "removed":
+        (run / "scan.json").unlink()
+    with pytest.raises(RunError, match=r"scan\.json"):
+        read_run(run)
+    messages = Messages()
+    run_scan(folder, run, progress=messages)
+    assert contents(run) == contents(finished.path)
+    if damage != "removed":
+        assert any("scan.json: damaged" in said for said in messages.said)
+    assert complete or any("going on after 3 of 5 shards" in said for said in messages.said)
+
+
+def test_parts_of_another_model_are_not_taken_without_scan_json(
+    folder: Path, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    stopped_run(folder, run, 3, monkeypatch)
+    (run / "scan.json").unlink()
+    other = str(tiny.save_model(tmp_path / "other", seed=1))
+    messages = Messages()
+    corpus = [str(folder / "corpus.jsonl")]
+    scan(other, corpus, run, progress=messages)
+    assert sum("damaged, or of another run" in said for said in messages.said) == 3
+    scan(other, corpus, tmp_path / "afresh")
+    assert contents(run) == contents(tmp_path / "afresh")
+
+
+def test_a_damaged_run_that_names_another_model_is_kept(folder: Path, finished: Run, tmp_path: Path) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    state = json.loads((tmp_path / "run" / "scan.json").read_text())
+    state["model"]["fingerprint"] = "0" * 64
+    (tmp_path / "run" / "scan.json").write_text(json.dumps(state))
+    with pytest.raises(RunMismatchError, match=r"scan\.json: damaged, and it names another model or corpus"):
+        run_scan(folder, tmp_path / "run")
 
 
 @pytest.mark.parametrize("between", [1, 2, 16])
@@ -355,6 +413,31 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(folder: Path, finished: R
     assert contents(tmp_path / "run") == contents(finished.path)
 
 
+def test_a_finished_run_that_may_not_be_written_is_verified(
+    folder: Path, finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished.path, tmp_path / "run")
+    monkeypatch.setattr("attncap.store.os.access", lambda _path, mode: mode != os.W_OK)
+    monkeypatch.setattr("attncap.store._lock_file", lambda *_: pytest.fail("a lock was made"))
+    messages = Messages()
+    run_scan(folder, tmp_path / "run", progress=messages)
+    assert "nothing to do" in messages.said[-1]
+    (tmp_path / "run" / "heads.parquet").unlink()
+    with pytest.raises(RunError, match="may not be written"):
+        run_scan(folder, tmp_path / "run")
+
+
+def test_an_error_of_the_system_says_what_it_means(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: Any) -> None:
+        raise PermissionError(13, "Permission denied", "somewhere")
+
+    monkeypatch.setattr(RunFolder, "write_scan", fail)
+    with pytest.raises(RunError, match=r"run: the scan cannot go on, Permission denied \(somewhere\).*same command"):
+        run_scan(folder, tmp_path / "run")
+
+
 # What it refuses.
 
 
@@ -396,10 +479,11 @@ def test_another_version_may_read_a_finished_run_but_not_go_on_with_one(
     for status in ("complete", "running"):
         run = tmp_path / status
         shutil.copytree(finished.path, run)
-        state = json.loads((run / "scan.json").read_text())
+        state = RunFolder(run).read_scan()
+        assert state is not None
         state["versions"]["torch"] = "1.0"
         state["status"] = status
-        (run / "scan.json").write_text(json.dumps(state))
+        RunFolder(run).write_scan(state)
     run_scan(folder, tmp_path / "complete")
     with pytest.raises(RunMismatchError, match=r"versions\.torch is 1\.0 there"):
         run_scan(folder, tmp_path / "running")
@@ -495,6 +579,93 @@ def test_other_models_are_scanned_to_their_own_length(
         assert run.scan["counts"]["documents"] == DOCUMENTS
         assert {row["layer"] for row in run.heads.to_pylist()} == {0, 1}
     assert heads[0] == heads[1]
+
+
+# Models and tokenizers that do not fit.
+
+
+def test_a_default_tag_that_the_tokenizer_lacks_is_left_out(folder: Path, tmp_path: Path) -> None:
+    model, corpus = str(tiny.save_gpt2(tmp_path / "model")), [str(folder / "corpus.jsonl")]
+    messages = Messages()
+    run = scan(model, corpus, tmp_path / "run", corpus_options=CorpusOptions(limit=9), progress=messages)
+    assert run.scan["tags"] == ["induction", "duplicate"]
+    assert any("no special tokens; going on without the tag special_tokens" in said for said in messages.said)
+
+
+@pytest.mark.parametrize(("tag", "lacks"), [("special_tokens", "no special tokens"), ("segment", "no token_type_ids")])
+def test_a_tag_that_was_asked_for_and_cannot_be_had_is_refused(tmp_path: Path, tag: str, lacks: str) -> None:
+    model = str(tiny.save_gpt2(tmp_path / "model"))
+    messages = Messages()
+    with pytest.raises(ModelError, match=rf"{lacks}.*leave {tag} out of --tags"):
+        scan(model, ["builtin:docstrings"], tmp_path / "run", options=ScanOptions(tags=(tag,)), progress=messages)
+    assert messages.said == []  # before the corpus is read
+
+
+def test_a_value_error_of_the_setup_is_one_message(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: Any) -> None:
+        raise ValueError("numbers: expected others")
+
+    monkeypatch.setattr(scan_module, "check_capturable", fail)
+    with pytest.raises(ModelError, match=r"model: cannot be scanned with these options \(numbers: expected others\)"):
+        run_scan(folder, tmp_path / "run")
+
+
+def test_a_model_without_the_registry_is_refused_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "model", tmp_path / "model")
+    sizes = {"n_layer": 1, "n_head": 1, "n_embd": 16, "rotary_dim": 16, "vocab_size": 64}
+    transformers.GPTJModel(transformers.GPTJConfig(**sizes)).save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match="GPTJModel"):
+        scan(str(tmp_path / "model"), [str(folder / "corpus.jsonl")], tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_model_without_the_files_of_a_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(folder / "model" / name, tmp_path / "model")
+    with pytest.raises(ModelError, match="tokenizer"):
+        load_model(str(tmp_path / "model"))
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    model = tiny.save_gpt2(tmp_path / "model", vocab_size=20)
+    with pytest.raises(ModelError, match=r"tokenizer does not belong to the model.*20 tokens.*up to 29"):
+        load_model(str(model))
+
+
+def test_a_model_that_is_nowhere_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: (_ for _ in ()).throw(OSError("no route")))
+    with pytest.raises(ModelError, match=r"no such folder here, and the hub cannot be reached.*no route"):
+        load_model("someone/some-model-that-is-not-there")
+
+
+def test_an_interrupt_is_never_a_broken_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_arguments: Any, **_options: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("cannot import name") from error
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_model(str(folder / "model"))
+
+
+def test_rows_that_are_not_finite_are_counted(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "model", tmp_path / "model")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "model")
+    model.embeddings.position_embeddings.weight.data[20] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    run = scan(str(tmp_path / "model"), [str(folder / "corpus.jsonl")], tmp_path / "run")
+    rows = [row for row in run.heads.to_pylist() if row["stat"] == "entropy"]
+    lost = run.scan["counts"]["tokens"] * len(rows) - sum(row["count"] for row in rows)
+    assert run.scan["counts"]["nonfinite_rows"] == lost > 0
+    (said,) = (one for one in build_report(run).findings if "not finite" in one)
+    assert f"{run.scan['counts']['nonfinite_rows']:,} rows" in said
+    assert "--dtype float32" in said
 
 
 # How documents become batches.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from attncap.store import HEADS_COLUMNS, Part, RunError, RunFolder, RunMismatchError, heads_bytes, read_run, write_whole
+from attncap.store import (
+    HEADS_COLUMNS,
+    Part,
+    RunDamagedError,
+    RunError,
+    RunFolder,
+    RunMismatchError,
+    heads_bytes,
+    read_run,
+    write_whole,
+)
 from tests.runs import head_rows, write_run
 
 
@@ -46,14 +57,11 @@ def test_heads_parquet_opens_with_names_as_text(tmp_path: Path) -> None:
         ("heads.parquet", b"PAR1", "missing or damaged"),
         ("heads.parquet", None, "missing or damaged"),
         ("scan.json", None, "no run of attncap"),
-        ("scan.json", b"{", "cannot be read"),
-        ("scan.json", b"[]", "expected a JSON object"),
+        ("scan.json", b"", "damaged"),
+        ("scan.json", b"{", "damaged"),
+        ("scan.json", b"[]", "damaged .it is no JSON object"),
+        ("scan.json", b"{}", "damaged .its sha256"),
         ("scan.json", b'{"format": 99}', "format 99"),
-        (
-            "scan.json",
-            b'{"format": 1, "status": "running", "progress": {"shards_done": 2, "shards_total": 5}}',
-            "2 of 5",
-        ),
     ],
 )
 def test_a_run_that_is_not_whole_is_refused(tmp_path: Path, name: str, data: bytes | None, message: str) -> None:
@@ -63,6 +71,42 @@ def test_a_run_that_is_not_whole_is_refused(tmp_path: Path, name: str, data: byt
         (run / name).write_bytes(data)
     with pytest.raises(RunError, match=message):
         read_run(run)
+
+
+def test_a_run_that_is_not_finished_says_how_far_it_is(tmp_path: Path) -> None:
+    progress = {"shards_done": 2, "shards_total": 5}
+    with pytest.raises(RunError, match="2 of 5"):
+        read_run(write_run(tmp_path / "run", head_rows([1]), status="running", progress=progress))
+
+
+@pytest.mark.parametrize("field", ["status", "model", "counts", "heads_sha256", "sha256"])
+def test_every_field_of_scan_json_is_under_its_digest(tmp_path: Path, field: str) -> None:
+    path = write_run(tmp_path / "run", head_rows([1])) / "scan.json"
+    scan = json.loads(path.read_text())
+    path.write_text(json.dumps({**scan, field: "complete."}))
+    with pytest.raises(RunDamagedError, match="damaged"):
+        read_run(path.parent)
+    path.write_text(json.dumps(dict(reversed(scan.items()))))  # the layout is of no importance
+    assert read_run(path.parent).scan["status"] == "complete"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("scan.json", 0), ("heads.parquet", 0), (".lock", 0), ("parts", 1)])
+def test_something_else_in_the_place_of_a_file_of_a_run_is_named(tmp_path: Path, name: str, kind: int) -> None:
+    if kind:
+        (tmp_path / name).write_text("")
+    else:
+        (tmp_path / name).mkdir()
+    with pytest.raises(RunMismatchError, match=rf"{name}: a run has a {('file', 'folder')[kind]} there"):
+        RunFolder(tmp_path).check_usable()
+
+
+def test_parts_that_are_not_ours_are_never_removed(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "photo.jpg").write_text("")
+    with pytest.raises(RunMismatchError, match=r"photo\.jpg"):
+        RunFolder(tmp_path).check_usable()
+    RunFolder(tmp_path).remove_parts()
+    assert (tmp_path / "parts" / "photo.jpg").exists()
 
 
 def test_a_part_survives_the_disk_and_no_other_bytes_do() -> None:

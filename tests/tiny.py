@@ -44,6 +44,21 @@ def save_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def save_gpt2(folder: Path, **changes: Any) -> Path:
+    """A random GPT-2 whose tokenizer has no special token at all."""
+    import tokenizers
+    import transformers
+
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(_WORDS)}))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=LONGEST)
+    fast.model_input_names = ["input_ids", "attention_mask"]
+    fast.save_pretrained(folder)
+    sizes = {"vocab_size": len(_WORDS), "n_layer": LAYERS, "n_head": HEADS, "n_embd": 16, "n_positions": 40}
+    transformers.GPT2Model(transformers.GPT2Config(**{**sizes, **changes})).save_pretrained(folder)
+    return folder
+
+
 def texts(number: int, seed: int = 0, longest: int = 45) -> list[str]:
     """Documents of 1 to `longest` words, some longer than the model takes."""
     source = random.Random(seed)

@@ -75,6 +75,7 @@ class TransformersAdapter:
         self._running: list[_Running] = []
         self._annotations: Annotations | None = None
         self._calls = 0
+        self._warned = False
 
     @contextmanager
     def open(self, sink: Sink) -> Iterator[None]:
@@ -131,6 +132,13 @@ class TransformersAdapter:
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         batch = _bind(module, args, kwargs)
         self._running.append(_Running(module, batch))
+        if not self._warned and _wants_maps(module, batch):
+            self._warned = True
+            warnings.warn(
+                "output_attentions: inside a capture the attention maps are never made, so the model gives none; "
+                "run it outside the capture for them",
+                stacklevel=2,
+            )
         if len(self._running) == 1:
             assert self._sink is not None
             self._annotations = self._sink.annotate(batch)
@@ -255,6 +263,11 @@ class TransformersAdapter:
     def _argument(self, name: str) -> Any:
         """An argument of the innermost running model's forward."""
         return self._running[-1].batch.get(name) if self._running else None
+
+
+def _wants_maps(module: nn.Module, batch: Mapping[str, Any]) -> bool:
+    asked = batch.get("output_attentions")
+    return bool(getattr(module.config, "output_attentions", False) if asked is None else asked)
 
 
 def _refuse(name: str, dropout: float, cache: Any) -> None:

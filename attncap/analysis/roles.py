@@ -65,6 +65,11 @@ class Role:
         """The threshold as it is printed, "> 0.50"; empty where there is none."""
         return "" if self.threshold is None else f"{'>' if self.highest else '<'} {self.threshold:.2f}"
 
+    def shown(self, mean: float) -> str:
+        """A mean as it is printed: two digits, a third where it would look like the threshold otherwise."""
+        text = f"{mean:.2f}"
+        return f"{mean:.3f}" if self.threshold is not None and text == f"{self.threshold:.2f}" else text
+
 
 @dataclass(frozen=True)
 class HeadRole:

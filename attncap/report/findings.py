@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attncap.analysis.roles import RoleResult
+from attncap.progress import plural
 
 # role -> what its heads have, after "N heads have"; only these make a sentence.
 _HAVE = {
@@ -15,12 +16,16 @@ _HAVE = {
     "next token": "more than half of {their} attention on the next token",
     "self": "more than half of {their} attention on the token itself",
     "sink": "more than 30% of {their} attention on the first tokens of the text",
-    "induction": "more than 30% of {their} attention on what followed the token elsewhere",
+    "induction": "more than 30% of {their} attention on what followed the token elsewhere, that on the next token "
+    "subtracted",
     "duplicate": "more than 30% of {their} attention on other occurrences of the token",
     "special tokens": "more than half of {their} attention on special tokens",
     "broadest": "almost uniform attention (relative entropy above 0.90)",
     "narrowest": "almost all of {their} attention on very few tokens (relative entropy below 0.20)",
 }
+
+# Beyond this share of the keys, looking at a document's first tokens is hardly a choice.
+_SHARE_OF_FIRST_TOKENS = 0.2
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ def findings_of(
     roles = tuple(roles)
     sentences = [sentence for result in roles if result.holders and (sentence := _held(result))]
     missing = [
-        f"{result.role.name} (closest: {result.ranked[0].label}, {result.ranked[0].mean:.2f})"
+        f"{result.role.name} (closest: {result.ranked[0].label}, {result.role.shown(result.ranked[0].mean)})"
         for result in roles
         if not result.holders
         and result.role.threshold is not None
@@ -63,7 +68,7 @@ def findings_of(
     if missing:
         sentences.append(f"No head passes the threshold for: {'; '.join(missing)}.")
     sentences += _breadth_by_layer(rows)
-    sentences += _caveats(scan.get("counts") or {})
+    sentences += _caveats(scan.get("counts") or {}, int((scan.get("spec") or {}).get("sink", 0)))
     return tuple(sentences)
 
 
@@ -72,7 +77,7 @@ def _held(result: RoleResult) -> str | None:
     if have is None:
         return None
     holders, total, best = result.holders, len(result.ranked), result.ranked[0]
-    strongest = f"{best.label} (mean {best.mean:.2f})"
+    strongest = f"{best.label} (mean {result.role.shown(best.mean)})"
     if len(holders) == 1:
         return f"One of {total} heads has {have.format(their='its')}: {strongest}."
     others = ", ".join(head.label for head in holders[1:4])
@@ -95,11 +100,25 @@ def _breadth_by_layer(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _caveats(counts: Mapping[str, Any]) -> list[str]:
+def _caveats(counts: Mapping[str, Any], sink: int) -> list[str]:
     sentences = []
+    documents, tokens = counts.get("documents", 0), counts.get("tokens", 0)
+    if tokens and sink * documents / tokens > _SHARE_OF_FIRST_TOKENS:
+        sentences.append(
+            f"Documents have {tokens / documents:.1f} tokens on average: their first {plural(sink, 'token')} "
+            f"make up to {min(1.0, sink * documents / tokens):.0%} of all keys, so that a role such as sink, previous "
+            "token or narrowest says little here."
+        )
     if cut := counts.get("truncated_documents"):
         were = "was" if cut == 1 else "were"
-        sentences.append(f"{cut:,} of {counts.get('documents', 0):,} documents {were} cut at the model's length.")
+        sentences.append(
+            f"{cut:,} of {plural(counts.get('documents', 0), 'document')} {were} cut at the model's length."
+        )
+    if lost := counts.get("nonfinite_rows"):
+        sentences.append(
+            f"{plural(lost, 'row')} of the heads left out, for they hold numbers that are not finite: what is shown is "
+            "of the others. Scan with --dtype float32, and look at the weights if that changes nothing."
+        )
     if failed := counts.get("failed_documents"):
         sentences.append(f"Documents that could not be read, and are not in these numbers: {failed:,}.")
     return sentences

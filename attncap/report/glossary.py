@@ -89,7 +89,8 @@ _TAGS = {
     "induction": (
         "Induction",
         "Attention on tokens that come right after an occurrence of the same token: what a head needs to continue a "
-        "repeated passage (Olsson 2022). In a model that sees ahead this includes the next token.",
+        "repeated passage (Olsson 2022). In a model that sees ahead this includes the next token, which the "
+        "role of that name subtracts.",
     ),
     "duplicate": (
         "Duplicate token",

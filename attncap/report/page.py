@@ -12,9 +12,18 @@ from attncap.extras import require
 from attncap.report.colours import DARK, LIGHT
 from attncap.report.content import MEASURES, HeatMap, Report, build_report
 from attncap.store import read_run, write_whole
+from attncap.types import AttncapError
 
 SHOWN_PER_ROLE = 3
 """Heads listed for each role, where so many have it; never fewer than one."""
+
+
+class ReportError(AttncapError, OSError):
+    """The file of a report cannot be written; the message says why."""
+
+
+class ReportPathError(ReportError, ValueError):
+    """The file given for a report is a folder."""
 
 
 def write_report(run_path: str | os.PathLike[str], output_path: str | os.PathLike[str]) -> Path:
@@ -25,15 +34,21 @@ def write_report(run_path: str | os.PathLike[str], output_path: str | os.PathLik
     Raises:
         RunError: the folder holds no finished run.
         MissingExtraError: jinja2, plotly or pyarrow is not installed; the message names the extra.
-        OSError: the file cannot be written.
+        ReportError: the file cannot be written.
     """
     # Looked up first, so that nothing is computed for a page that cannot be drawn.
     plotly, jinja2 = require("plotly.offline", "report"), require("jinja2", "report")
     report = build_report(read_run(run_path))
     page = render(report, plotly.get_plotlyjs(), jinja2)
     output = Path(output_path)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(output, page.encode())
+    if output.is_dir():
+        raise ReportPathError(f"{output}: is a folder; give a file for the report with -o")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(output, page.encode())
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ReportError(f"{output}: the report cannot be written ({reason}); give another file with -o") from error
     return output
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from attncap.analysis.roles import RoleResult
 from attncap.extras import require
-from attncap.report.content import build_report
+from attncap.report.content import Layer, build_report
 from attncap.store import read_run
 
 SHOWN_PER_ROLE = 2
 """Heads listed for each role, where so many have it; never fewer than one."""
+
+# A file or a pipe has no width of its own: one at which no line is broken.
+_WIDTH_OF_A_FILE = 400
 
 
 def print_highlights(run_path: str | os.PathLike[str], console: Any = None) -> None:
@@ -27,15 +31,30 @@ def print_highlights(run_path: str | os.PathLike[str], console: Any = None) -> N
     """
     tables, consoles, texts, box = (require(f"rich.{name}", "report") for name in ("table", "console", "text", "box"))
     report = build_report(read_run(run_path))
-    console = consoles.Console() if console is None else console
+    if console is None:
+        console = consoles.Console()
+        if not console.is_terminal:
+            console = consoles.Console(width=_WIDTH_OF_A_FILE)
     # Names of models and tags are the user's: Text keeps rich from reading markup in them.
     title = texts.Text(f"{report.model} over {report.corpus}: the most telling heads", style="bold")
-    table = tables.Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = tables.Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading, options in _COLUMNS:
         table.add_column(heading, **options)
     for result in report.roles:
         _add_role(table, result, texts.Text)
+    console.print(title)  # not as the table's own, which breaks it at the table's width
     console.print(table)
+    if not report.roles:
+        console.print(texts.Text(_why_empty(report.layers)))
+
+
+def _why_empty(layers: Sequence[Layer]) -> str:
+    if not layers:
+        return "No head to show: the run holds no statistic of any head."
+    return (
+        "No head to show: none of the captured statistics is a role's, or no row of them was counted (a corpus without "
+        "text, or numbers that are not finite: try --dtype float32)."
+    )
 
 
 _COLUMNS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -56,7 +75,7 @@ def _add_role(table: Any, result: RoleResult, text: Any) -> None:
         table.add_row(
             text(role.name + more if place == 0 else "", style="bold" if passed else "dim"),
             text(head.label, style="" if passed else "dim"),
-            text(f"{head.mean:.2f}", style="green" if head.holds else "dim" if role.rule else ""),
-            text(f"{role.rule}{'' if head.holds else ' no'}" if role.rule else "", style="dim"),
+            text(role.shown(head.mean), style="green" if head.holds else "dim" if role.rule else ""),
+            text(f"{role.rule}{'' if head.holds else ', not passed'}" if role.rule else "", style="dim"),
             text(role.measures if place == 0 else "", style="dim"),
         )

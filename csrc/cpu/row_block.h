@@ -109,6 +109,9 @@ class RowBlock {
                       t_.rows);
     }
 
+    // Rows that see no key: the largest score alone gives a mass of 1, and NaN scores one of NaN.
+    typename L::M empty_rows(int v) const { return L::equal(L::load(s_.mass + v * L::kWidth), L::all(0)); }
+
     // The null outcome joins the sums, then everything is normalised, turned into statistics and stored.
     void finish_rows() {
         const bool has_null = p_.sink_logits.given();
@@ -118,7 +121,7 @@ class RowBlock {
         for (int v = 0; v < vectors_; ++v) {
             const int64_t r = v * L::kWidth;
             const auto keys_max = L::load(s_.max + r);
-            const auto empty = L::equal(keys_max, minus_infinity);
+            const auto empty = empty_rows(v);
             const auto peak = L::select(empty, zero, L::max(keys_max, L::all(null_logit)));
             const auto change = bounded_difference<T>(keys_max, peak);
             const auto decay = exp_nonpositive<T>(change);
@@ -128,7 +131,7 @@ class RowBlock {
             const auto mass = L::fma(keys_mass, decay, null_weight);
             auto weighted = decay * L::fma(keys_mass, change, L::load(s_.weighted + r));
             weighted = L::fma(null_weight, null_change, weighted);
-            const auto log_mass = log_positive<T>(mass);
+            const auto log_mass = log_positive<T>(mass) + (mass - mass);  // NaN where the mass is not finite
             L::store(w_.factor + r, L::select(empty, zero, decay / mass));
             L::store(lse + r, L::select(empty, minus_infinity, peak + log_mass));
             L::store(entropy + r, L::select(empty, zero, L::max(zero, log_mass - weighted / mass)));
@@ -149,7 +152,7 @@ class RowBlock {
         for (int v = 0; v < vectors_; ++v) {
             const int64_t first = v * L::kWidth, count = std::min<int64_t>(L::kWidth, t_.rows - first);
             // An empty row is 0 even beside non-finite values, which its factor of 0 would turn into NaN.
-            const auto empty = L::equal(L::load(s_.max + first), L::all(T(-INFINITY)));
+            const auto empty = empty_rows(v);
             const auto factor = L::load(w_.factor + first);
             const bool in_place =
                 p_.out.dtype == kOwn<T> && p_.out.stride[3] == 1 && stride == p_.value_dim && count == L::kWidth;
@@ -169,7 +172,7 @@ class RowBlock {
     void store_masses() {
         auto normalised = [&](const T* sums, bool squared) {
             for (int64_t i = 0; i < t_.rows; ++i) {
-                const bool empty = s_.max[i] == T(-INFINITY);
+                const bool empty = s_.mass[i] == 0;
                 w_.row[i] = empty ? T(0) : sums[i] * w_.factor[i] * (squared ? w_.factor[i] : T(1));
             }
             return w_.row;
