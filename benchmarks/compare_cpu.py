@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +37,7 @@ def measure(shape: Shape, rounds: int, peak: float) -> Figures:
     figures["everything costs [%]"] = 100 * (everything / plain - 1)
     if "eager + everything" in times:
         figures["eager / everything"] = times["eager + everything"] / everything
-    if shape.dtype == "float32" and shape.rows is None:
+    if peak and shape.dtype == "float32" and shape.rows is None:
         figures["of FMA peak [%]"] = 100 * shape.flops / everything / 1e9 / peak
     if shape.rows is not None:
         figures["reads [GB/s]"] = shape.key_value_bytes / everything / 1e9
@@ -48,7 +49,7 @@ def measure_avx2(rounds: int) -> dict[str, Figures]:
     os.environ["ATTNCAP_CPU_ISA"] = "avx2"
     try:
         shapes = [Shape(1, 8, 2048, 64), Shape(1, 8, 2048, 128)]
-        return {f"{shape.name}, AVX2": measure(shape, rounds, torch.nan) for shape in shapes}
+        return {f"{shape.name}, AVX2": measure(shape, rounds, 0.0) for shape in shapes}
     finally:
         del os.environ["ATTNCAP_CPU_ISA"]
 
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="folder for cpu.json and cpu.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=200)
     machine = describe(arguments.threads)
     machine["memory read [GB/s]"] = round(read_bandwidth(), 1)
     peak = float(str(machine["FMA peak, one thread [GFLOP/s]"])) * arguments.threads
