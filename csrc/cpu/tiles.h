@@ -1,6 +1,8 @@
 // The two matrix products on register tiles. Lanes are query rows throughout: queries are packed transposed
 // once per task, while keys and values are read as they lie, one element broadcast to all rows.
 //
+// The tiles are not inlined: what callers keep in registers would push accumulators out of them.
+//
 //   kRows   query rows of a task; every [n][kRows] array below has this row stride
 #pragma once
 
@@ -52,8 +54,8 @@ void transpose_out(const T* columns, int64_t dim, typename Lanes<T>::V factor, t
 
 // scores[key][row] = scale * sum_d keys[key][d] * query[d][row] for `Keys` keys and `Vectors` vectors of rows.
 template <class Step, int Vectors, int Keys>
-inline void score_tile(const typename Step::Word* query, const char* keys, int64_t key_stride, int64_t words,
-                       typename Step::T scale, typename Step::T* scores) {
+[[gnu::noinline]] void score_tile(const typename Step::Word* query, const char* keys, int64_t key_stride, int64_t words,
+                                  typename Step::T scale, typename Step::T* scores) {
     using L = typename Step::L;
     using Word = typename Step::Word;
     typename L::V sum[Keys][Vectors];
@@ -85,8 +87,9 @@ inline void score_tile(const typename Step::Word* query, const char* keys, int64
 // out[d][row] = out[d][row] * decay[row] + sum_k values[k][d] * prob[k][row] for `Dims` dims and `Vectors` vectors;
 // the stride of values is in words.
 template <class Step, int Vectors, int Dims>
-inline void value_tile(const typename Step::Word* prob, const typename Step::Word* values, int64_t value_stride,
-                       int64_t keys, const typename Step::T* decay, typename Step::T* out) {
+[[gnu::noinline]] void value_tile(const typename Step::Word* prob, const typename Step::Word* values,
+                                  int64_t value_stride, int64_t keys, const typename Step::T* decay,
+                                  typename Step::T* out) {
     using L = typename Step::L;
     typename L::V sum[Dims][Vectors];
 #pragma GCC unroll 8
