@@ -115,10 +115,11 @@ def write_masses(state, m, factor, share, query_MD, inputs, numbers, outputs, ro
     if outputs.diagonal_mass is not None:
         mass = mass_of_band(m, query_MD, inputs, numbers, rows, part, -numbers.diagonal, numbers.diagonal, True, P)
         tl.store(outputs.diagonal_mass + at, tl.where(counted, mass * share, 0.0), mask=exists)
-    for index in range(P.OFFSETS):
-        offset = tl.load(outputs.offsets + index)
-        mass = mass_of_band(m, query_MD, inputs, numbers, rows, part, offset, offset, True, P)
-        tl.store(outputs.offset_mass + at * P.OFFSETS + index, tl.where(counted, mass * share, 0.0), mask=exists)
+    if P.OFFSETS > 0:
+        for index in range(P.OFFSETS):
+            offset = tl.load(outputs.offsets + index)
+            mass = mass_of_band(m, query_MD, inputs, numbers, rows, part, offset, offset, True, P)
+            tl.store(outputs.offset_mass + at * P.OFFSETS + index, tl.where(counted, mass * share, 0.0), mask=exists)
 
 
 @triton.jit

@@ -81,14 +81,17 @@ def merge_masses(parts, outputs, at, place, held, factor, P: tl.constexpr):
         tl.store(outputs.sink_mass + at, join(parts.sink_mass, place, held, factor))
     if outputs.diagonal_mass is not None:
         tl.store(outputs.diagonal_mass + at, join(parts.diagonal_mass, place, held, factor))
-    for index in range(P.OFFSETS):
-        mass = join(parts.offset_mass, place * P.OFFSETS + index, held, factor)
-        tl.store(outputs.offset_mass + at * P.OFFSETS + index, mass)
-    for tag in range(P.TAGS):
-        tl.store(outputs.tag_mass + at * P.TAGS + tag, join(parts.tag_mass, place * P.TAGS + tag, held, factor))
-    for feature in range(P.FEATURES):
-        mass = join(parts.feature_mass, place * P.FEATURES + feature, held, factor)
-        tl.store(outputs.feature_mass + at * P.FEATURES + feature, mass)
+    if P.OFFSETS > 0:
+        for index in range(P.OFFSETS):
+            mass = join(parts.offset_mass, place * P.OFFSETS + index, held, factor)
+            tl.store(outputs.offset_mass + at * P.OFFSETS + index, mass)
+    if P.TAGS > 0:
+        for tag in range(P.TAGS):
+            tl.store(outputs.tag_mass + at * P.TAGS + tag, join(parts.tag_mass, place * P.TAGS + tag, held, factor))
+    if P.FEATURES > 0:
+        for feature in range(P.FEATURES):
+            mass = join(parts.feature_mass, place * P.FEATURES + feature, held, factor)
+            tl.store(outputs.feature_mass + at * P.FEATURES + feature, mass)
 
 
 @triton.jit
