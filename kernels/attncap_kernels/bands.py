@@ -3,18 +3,15 @@
 import triton
 import triton.language as tl
 
-from attncap_kernels.scores import load_key_tile, part_of_keys, score_of_x, seen_range, tile_scores
-from attncap_kernels.softmax import LOG2_E, relative_bits
+from attncap_kernels.scores import load_key_tile, score_of_x, seen_part, tile_scores
+from attncap_kernels.softmax import relative_bits, unit_of
 
 
 @triton.jit
 def mass_of_band(m, query_MD, inputs, numbers, rows, part, low, high, RELATIVE: tl.constexpr, P: tl.constexpr):
     """[M] sum of 2^t over the seen keys low <= j <= high, counted from each row's position if RELATIVE."""
-    unit = score_of_x(numbers, P) * LOG2_E
-    begin, _, _, end = seen_range(numbers, rows, P)
-    if P.PARTS > 1:
-        part_begin, part_end = part_of_keys(part, rows.keys, P)
-        begin, end = tl.maximum(begin, part_begin), tl.minimum(end, part_end)
+    unit = unit_of(score_of_x(numbers, P))
+    begin, _, _, end = seen_part(numbers, rows, part, P)
     first, last = low, high
     if RELATIVE:
         first, last = rows.first_position + low, rows.last_position + high

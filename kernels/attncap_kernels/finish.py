@@ -9,7 +9,7 @@ import triton.language as tl
 
 from attncap_kernels.bands import mass_of_band
 from attncap_kernels.scores import score_of_x
-from attncap_kernels.softmax import LN_2, LOG2_E, join_null_outcome
+from attncap_kernels.softmax import LN_2, join_null_outcome, unit_of
 from attncap_kernels.topk import kth_largest
 
 
@@ -32,7 +32,7 @@ def null_x(inputs, numbers, rows, P: tl.constexpr):
 @triton.jit
 def write_rows(state, query_MD, inputs, numbers, outputs, rows, P: tl.constexpr):
     """All keys were seen: sums become probabilities."""
-    unit = score_of_x(numbers, P) * LOG2_E
+    unit = unit_of(score_of_x(numbers, P))
     sees = state.m > float("-inf")
     m, l, w, p_null = state.m, state.l, state.w, state.l
     factor = tl.full([P.BLOCK_M], 1.0, tl.float32)

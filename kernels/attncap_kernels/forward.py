@@ -13,8 +13,8 @@ import triton.language as tl
 from attncap_kernels.finish import finish_rows
 from attncap_kernels.records import Numbers
 from attncap_kernels.rows import load_keys, load_queries, locate
-from attncap_kernels.scores import load_key_tile, part_of_keys, score_of_x, seen_range, tile_scores
-from attncap_kernels.softmax import LOG2_E, State, relative_bits, rescale
+from attncap_kernels.scores import load_key_tile, score_of_x, seen_part, tile_scores
+from attncap_kernels.softmax import State, relative_bits, rescale, unit_of
 
 
 @triton.jit
@@ -73,7 +73,7 @@ def load_features(inputs, rows, start, P: tl.constexpr):
 @triton.jit
 def attend(state, query_MD, query_tags, inputs, numbers, outputs, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
     """The state after keys start .. start + N - 1."""
-    unit = score_of_x(numbers, P) * LOG2_E
+    unit = unit_of(score_of_x(numbers, P))
     key_DN = load_key_tile(inputs, rows, start, MASKED, P)
     x_MN = tile_scores(query_MD, key_DN, inputs, numbers, rows, start, MASKED, P)
     classes = state.classes
@@ -112,12 +112,7 @@ def attend(state, query_MD, query_tags, inputs, numbers, outputs, rows, start, M
 @triton.jit
 def attend_all(query_MD, inputs, numbers, outputs, rows, part, P: tl.constexpr):
     """The state after the keys that the rows see, of one part of them."""
-    begin, whole_begin, whole_end, end = seen_range(numbers, rows, P)
-    if P.PARTS > 1:
-        part_begin, part_end = part_of_keys(part, rows.keys, P)
-        begin, end = tl.maximum(begin, part_begin), tl.minimum(end, part_end)
-        whole_begin = tl.minimum(tl.maximum(whole_begin, begin), end)
-        whole_end = tl.minimum(tl.maximum(whole_end, whole_begin), end)
+    begin, whole_begin, whole_end, end = seen_part(numbers, rows, part, P)
     query_tags = load_query_tags(inputs, rows, P)
     state = first_state(P)
     if P.LEFT or P.MASK != 0:

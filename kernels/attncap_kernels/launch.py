@@ -21,8 +21,8 @@ from attncap_kernels.call import Call, Sequence
 from attncap_kernels.forward import attention_forward
 from attncap_kernels.merge import merge_parts
 from attncap_kernels.received import received_mass
-from attncap_kernels.records import Outputs, Plan, array
-from attncap_kernels.topk import append_candidates, select_candidates
+from attncap_kernels.records import Lists, Outputs, Plan, array
+from attncap_kernels.topk import list_candidates, select_candidates
 
 TAGS_AT_ONCE = 4
 FEATURES_AT_ONCE = 32
@@ -198,40 +198,39 @@ def _part_outputs(outputs: Outputs, call: Call, plan: Plan, parts: int) -> Outpu
 
 
 def _topk(call: Call, later: _Later, stats: HeadStats) -> None:
-    """Append the keys that reach the bound, head by head as far as memory for lists goes, and select."""
-    spec, (left, right), (sign, scale, softcap) = call.spec, call.window, call.numbers
-    rows, keys, offset = call.lengths
-    total_rows = call.query.shape[2]
-    kept = triton.next_power_of_2(spec.topk)
-    capacity = plans.capacity_for(spec.topk)
-    heads = call.query.shape[0] * call.heads
-    at_once = max(1, min(heads, LIST_BYTES // (8 * capacity * max(1, total_rows))))
-    counts = call.query.new_empty((at_once * total_rows,), dtype=torch.int32)
-    lists = call.query.new_empty((at_once * total_rows, capacity), dtype=torch.int64)
+    """List the keys that reach the bound and select, for as many heads at a time as memory for lists goes."""
+    topk, group, total_rows = call.spec.topk, call.group, call.query.shape[2]
     longest_rows, longest_keys = call.longest
-
-    tiles = plans.tiles_for(call.pad, call.query.dtype, longest_rows, spec.topk)
-    blocks, table = call.blocks(tiles.rows)
-    blocks_of_head = blocks if call.packed else blocks // call.query.shape[0]
-    parts = plans.parts_for(blocks_of_head * at_once, longest_keys, tiles)
+    tiles = plans.tiles_for(call.pad, call.query.dtype, longest_rows * group, topk)
     selecting = plans.selecting_tiles(tiles)
-    few, few_table = call.blocks(selecting.rows)
-    few_of_head = few if call.packed else few // call.query.shape[0]
-    plan = call.plan(tiles, PARTS=parts, TOPK=spec.topk)
-    few_plan = call.plan(selecting, TOPK=spec.topk)
+    capacity, words = plans.capacity_for(topk), tiles.keys // 32
+    heads = call.query.shape[0] * call.heads
+    row_bytes = 4 * capacity * (words + 1)
+    at_once = max(1, min(heads, LIST_BYTES // (row_bytes * max(1, total_rows))) // group) * group
+
+    blocks, table = call.blocks(tiles.rows, group=group)
+    few, few_table = call.blocks(selecting.rows, group=group)
+    each = 1 if call.packed else call.query.shape[0]  # blocks are counted over all batch entries
+    parts = plans.parts_for(blocks // each * at_once // group, longest_keys, tiles)
+    new = functools.partial(call.query.new_empty, dtype=torch.int32)
+    list_rows = at_once * total_rows
+    lists = Lists(new((parts, list_rows)), new((parts, list_rows, capacity)), new((parts, list_rows, capacity, words)))
+    plan = call.plan(tiles, GROUP=group, PARTS=parts, TOPK=topk)
+    few_plan = call.plan(selecting, GROUP=group, TOPK=topk)
+    rows, keys, offset = call.lengths
     for first in range(0, heads, at_once):
-        these = min(at_once, heads - first)
-        counts.zero_()
-        append_candidates[(these * blocks_of_head, parts)](
-            call.inputs(table), later.bound, counts, lists, first * blocks_of_head, first * total_rows, sign, scale,
-            softcap, blocks if call.packed else rows, keys, offset, total_rows, left, right, CAPACITY=capacity, P=plan,
-            num_warps=tiles.warps, num_stages=tiles.stages,
+        groups = min(at_once, heads - first) // group
+        list_candidates[(groups * (blocks // each), parts)](
+            call.inputs(table), later.bound, lists, first // group * (blocks // each), first * total_rows, list_rows,
+            *call.numbers, blocks if call.packed else rows, keys, offset, total_rows, *call.window, CAPACITY=capacity,
+            P=plan, num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
-        select_candidates[(these * few_of_head,)](
-            call.inputs(few_table), later.bound, counts, lists, later.peak, later.total, stats.topk_prob,
-            stats.topk_index, first * few_of_head, first * total_rows, sign, scale, softcap,
-            few if call.packed else rows, keys, offset, total_rows, left, right, CAPACITY=capacity, KEPT=kept,
-            P=few_plan, num_warps=selecting.warps, num_stages=1,
+        select_candidates[(groups * (few // each),)](
+            call.inputs(few_table), later.bound, lists, later.peak, later.total, stats.topk_prob, stats.topk_index,
+            first // group * (few // each), first * total_rows, list_rows, *call.numbers,
+            few if call.packed else rows, keys, offset, total_rows, *call.window, LISTS=parts, CAPACITY=capacity,
+            WORDS=words, LIMIT=plans.most_listed(topk), KEPT=triton.next_power_of_2(topk), P=few_plan,
+            num_warps=selecting.warps, num_stages=1,
         )  # fmt: skip
 
 

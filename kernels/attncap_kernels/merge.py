@@ -9,7 +9,7 @@ import triton.language as tl
 from attncap_kernels.finish import write_scalars
 from attncap_kernels.records import Numbers, Rows
 from attncap_kernels.scores import score_of_x
-from attncap_kernels.softmax import LOG2_E, join_null_outcome, rescale
+from attncap_kernels.softmax import join_null_outcome, rescale, unit_of
 from attncap_kernels.topk import kth_largest
 
 
@@ -23,7 +23,7 @@ def join(partial, place, held, factor):
 def merge_parts(inputs, parts, outputs, sign, scale, softcap, total_rows, PAD_PARTS: tl.constexpr, P: tl.constexpr):
     """One program for each row: the statistics of `parts` become those of `outputs`."""
     numbers = Numbers(sign, scale, softcap, 0, 0, 0, 0)
-    unit = score_of_x(numbers, P) * LOG2_E
+    unit = unit_of(score_of_x(numbers, P))
     at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     row = at % total_rows
     head = at // total_rows % inputs.heads

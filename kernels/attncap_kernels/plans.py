@@ -72,5 +72,10 @@ def classes_for(topk: int, tile_keys: int) -> int:
 
 
 def capacity_for(topk: int) -> int:
-    """Places in a row's list of candidates."""
-    return 64 if topk <= 16 else 128 if topk <= 32 else 256
+    """Tiles in a row's list of candidates; about 1.4 k keys are expected to reach the bound."""
+    return max(32, 4 * topk)
+
+
+def most_listed(topk: int) -> int:
+    """Keys of a row that are scored one by one; where more reach the bound, all of them are walked."""
+    return 64 + 8 * topk

@@ -10,7 +10,7 @@ import triton.language as tl
 from attncap_kernels.records import Numbers
 from attncap_kernels.rows import block_of_rows, load_queries, load_sequence
 from attncap_kernels.scores import load_key_tile, score_of_x, tile_scores
-from attncap_kernels.softmax import LOG2_E, relative_bits
+from attncap_kernels.softmax import relative_bits, unit_of
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def received_from(
     x_MN = tile_scores(query_MD, key_DN, inputs, numbers, rows, start, MASKED, P)
     peak = tl.load(peaks + rows.statistic, mask=rows.exists, other=float("-inf"))
     total = tl.load(totals + rows.statistic, mask=rows.exists, other=1.0)
-    p_MN = tl.exp2(relative_bits(x_MN, peak, score_of_x(numbers, P) * LOG2_E, MASKED, P))
+    p_MN = tl.exp2(relative_bits(x_MN, peak, unit_of(score_of_x(numbers, P)), MASKED, P))
     # Rows that do not count have a peak of -inf, and may hold anything.
     counted = (peak > float("-inf"))[:, None]
     return mass + tl.sum(tl.where(counted, p_MN * (1.0 / total)[:, None], 0.0), 0)

@@ -107,6 +107,14 @@ class Plan(NamedTuple):
         return cls(**{name: constexpr(value) for name, value in fields.items()})
 
 
+class Lists(NamedTuple):
+    """Lists of tiles with candidates (topk.py), for each part of the keys and row."""
+
+    counts: Any  # (parts, rows) int32
+    starts: Any  # (parts, rows, CAPACITY) int32, first key of a tile
+    words: Any  # (parts, rows, CAPACITY, BLOCK_N / 32) int32, a bit for each key of the tile
+
+
 class Rows(NamedTuple):
     """The rows that a program serves (made inside of kernels)."""
 

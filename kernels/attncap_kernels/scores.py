@@ -86,7 +86,31 @@ def seen_range(numbers, rows, P: tl.constexpr):
 
 
 @triton.jit
-def part_of_keys(part, keys, P: tl.constexpr):
-    """(first key, end) of one of PARTS parts of whole tiles."""
-    tiles = tl.cdiv(tl.cdiv(keys, P.BLOCK_N), P.PARTS)
-    return part * tiles * P.BLOCK_N, tl.minimum((part + 1) * tiles * P.BLOCK_N, keys)
+def seen_part(numbers, rows, part, P: tl.constexpr):
+    """`seen_range` within one of PARTS parts of the keys, each of whole tiles."""
+    begin, whole_begin, whole_end, end = seen_range(numbers, rows, P)
+    if P.PARTS > 1:
+        size = tl.cdiv(tl.cdiv(rows.keys, P.BLOCK_N), P.PARTS) * P.BLOCK_N
+        begin, end = tl.maximum(begin, part * size), tl.minimum(end, (part + 1) * size)
+        whole_begin = tl.minimum(tl.maximum(whole_begin, begin), end)
+        whole_end = tl.minimum(tl.maximum(whole_end, whole_begin), end)
+    return begin, whole_begin, whole_end, end
+
+
+@triton.jit
+def pair_scores(query_MD, inputs, numbers, rows, key, exists, P: tl.constexpr):
+    """x [M] of one key for each row, which it sees; 0 where `exists` is False."""
+    array, column = inputs.key, tl.arange(0, P.PAD_D)
+    base = array.ptr + rows.batch * array.s0 + rows.key_head.to(tl.int64) * array.s1
+    pointer = base + ((rows.key0 + key).to(tl.int64) * array.s2)[:, None] + column.to(tl.int64)[None, :] * array.s3
+    key_MD = tl.load(pointer, mask=exists[:, None] & (column < P.D)[None, :], other=0.0)
+    x = tl.sum(query_MD.to(tl.float32) * key_MD.to(tl.float32), 1)
+    if P.SOFTCAP:
+        x = numbers.softcap * tanh(x * (numbers.scale / numbers.softcap))
+    elif P.MASK == 2:
+        x = x * numbers.scale
+    if P.MASK == 2:
+        mask = inputs.attn_mask
+        place = rows.batch * mask.s0 + rows.head.to(tl.int64) * mask.s1 + rows.row.to(tl.int64) * mask.s2
+        x += tl.load(mask.ptr + place + key.to(tl.int64) * mask.s3, mask=exists, other=0).to(tl.float32)
+    return x

@@ -35,6 +35,12 @@ class State(NamedTuple):
 
 
 @triton.jit
+def unit_of(score_of_x):
+    """Bits in a step of 1 in x."""
+    return score_of_x * LOG2_E
+
+
+@triton.jit
 def finite(m):
     """m, or 0 for rows that have seen nothing, so that differences from it are no NaN."""
     return tl.where(m == float("-inf"), 0.0, m)
