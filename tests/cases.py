@@ -27,6 +27,18 @@ class Case:
         cast = (tensor.to(dtype) for tensor in (self.query, self.key, self.value))
         return Case(*cast, self.spec, self.kwargs)
 
+    def to(self, device: str) -> Case:
+        """The same call on another device, strides included."""
+        move = lambda given: moved(given, device) if isinstance(given, Tensor) else given  # noqa: E731
+        kwargs = {name: move(given) for name, given in self.kwargs.items()}
+        return Case(*map(move, (self.query, self.key, self.value)), self.spec, kwargs)
+
+
+def moved(tensor: Tensor, device: str) -> Tensor:
+    """A tensor on `device` with the strides it has; `Tensor.to` closes gaps."""
+    whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage()).to(device)
+    return whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
 
 def strided(tensor: Tensor, rng: random.Random) -> Tensor:
     """The same values behind strides that are not contiguous."""
