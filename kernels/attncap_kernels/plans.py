@@ -40,6 +40,7 @@ FLOAT = {
 INTERPRETED = Tiles(32, 32, 4, 1)
 DECODING_ROWS = 16
 MOST_PARTS = 64
+ENOUGH_PROGRAMS = 128  # about as many as a large card has multiprocessors
 
 
 def tiles_for(pad: int, dtype: torch.dtype, rows: int, topk: int) -> Tiles:
@@ -62,7 +63,9 @@ def selecting_tiles(tiles: Tiles) -> Tiles:
 
 def parts_for(programs: int, keys: int, tiles: Tiles) -> int:
     """Parts that the keys are split into, so that few rows fill a card; a part has at least four tiles."""
-    wanted = -(-512 // max(programs, 1))
+    if programs >= ENOUGH_PROGRAMS:
+        return 1
+    wanted = -(-4 * ENOUGH_PROGRAMS // max(programs, 1))
     return max(1, min(wanted, keys // (4 * tiles.keys), MOST_PARTS))
 
 
