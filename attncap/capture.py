@@ -63,6 +63,7 @@ class Capture:
         self._rows = LastRows(queries)
         self._steps = Steps(every)
         self._undo = ExitStack()
+        self._lock = threading.Lock()  # several threads may run the model
 
     def __enter__(self) -> Capture:
         mine = set(self.model.modules())
@@ -170,7 +171,7 @@ class Capture:
         key_mask: Tensor | None,
         phase: str = PREFILL,
     ) -> None:
-        """Take the statistics of one call."""
+        """Take the statistics of one call; of several threads' calls one after another."""
         values = row_values(
             stats,
             self.spec,
@@ -179,17 +180,24 @@ class Capture:
             seen_keys=seen_keys,
         )
         counted = counted_rows(values, stats, seen_keys=seen_keys, key_mask=key_mask)
+        with self._lock:
+            self._add(module, values, counted, phase, stats.lse.shape[:2])
+            assert isinstance(self.stats, KeptStats)
+            self.stats.keep(module, stats)
+
+    def _add(
+        self, module: str, values: dict[str, Tensor], counted: dict[str, Tensor], phase: str, sizes: Sequence[int]
+    ) -> None:
+        """Add the rows of one call, of so many (sequences, heads), to the summary."""
         if phase not in self._phases:
             self._phases[phase] = Accumulator(histogram=self._phases[PREFILL].histogram)
-        heads, places = self._heads_of(module, stats.lse.shape[1])
+        heads, places = self._heads_of(module, sizes[1])
         if places is not None:
             values = {name: pick(value, places, 1) for name, value in values.items() if places}
-            counted = {name: rows.expand(stats.lse.shape[0], stats.lse.shape[1], -1) for name, rows in counted.items()}
+            counted = {name: rows.expand(*sizes, -1) for name, rows in counted.items()}
             counted = {name: pick(rows, places, 1) for name, rows in counted.items() if places}
         self._phases[phase].expect(module, heads.total)
         self._phases[phase].add(module, values, counted, self.groups, heads=heads)
-        assert isinstance(self.stats, KeptStats)
-        self.stats.keep(module, stats)
 
     def _heads_of(self, module: str, given: int) -> tuple[Heads, list[int] | None]:
         """The heads that count of those a call was given, and their places among them; None for all places.

@@ -293,7 +293,7 @@ class ModuleAdapter:
                 name = call.name
                 if self._crosses.setdefault(name, call.crosses) != call.crosses:
                     name += ":cross" if call.crosses else ":self"
-                record(name)
+            record(name)
         return out.contiguous()
 
 
