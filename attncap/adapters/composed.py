@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from attncap.adapters import Sink, named_modules
+from attncap.adapters import PREFILL, Sink, named_modules
 from attncap.adapters.modules import ModuleAdapter
 from attncap.adapters.transformers import TransformersAdapter
 from attncap.annotations import Annotations
@@ -75,7 +75,9 @@ class _Noting:
         annotations: Annotations,
         seen_keys: Tensor | None,
         key_mask: Tensor | None,
-        phase: str = "prefill",
+        phase: str = PREFILL,
+        *,
+        width: int,
     ) -> None:
         """See `Sink`."""
-        self._sink.record(module, stats, annotations, seen_keys, key_mask, phase)
+        self._sink.record(module, stats, annotations, seen_keys, key_mask, phase, width=width)
