@@ -100,12 +100,10 @@ class Call:
             "OFFSETS": 0,
             "TAGS": 0,
             "FEATURES": 0,
-            "PAD_F": 1,
             "TOPK": 0,
             "CLASSES": 1,
             "WIDE": largest_stride >= WIDE_STRIDE,
             "DOT": _precision(self.query),
-            "EXACT": "ieee" if triton.knobs.runtime.interpret or torch.version.hip else "tf32x3",
         }
         return Plan.of(**(fields | changes))
 

@@ -1,7 +1,7 @@
 """The forward kernel: attention of a block of rows over their keys, and the statistics of its softmax.
 
     B batch  H query heads  G key/value heads  Q query rows  K keys  D, E head dims of key and value
-    M rows of a tile  N keys of a tile  F features  C classes of keys
+    M rows of a tile  N keys of a tile  C classes of keys (topk.py)
 
 Keys are walked in three loops: tiles that some rows see in part, tiles that every row sees whole, tiles in part again.
 Masses of few keys (sink, diagonal, offsets) are taken after the walk from the tiles that hold them.
@@ -28,7 +28,7 @@ def first_state(P: tl.constexpr):
         zero,
         zero,
         tl.zeros([P.BLOCK_M, P.PAD_E], tl.float32),
-        tl.zeros([P.BLOCK_M, P.PAD_F], tl.float32),
+        (zero,) * P.FEATURES,
         (zero,) * P.TAGS,
         tl.full([P.BLOCK_M, P.CLASSES], float("-inf"), tl.float32),
     )
@@ -60,14 +60,16 @@ def load_query_tags(inputs, rows, P: tl.constexpr):
 
 
 @triton.jit
-def load_features(inputs, rows, start, P: tl.constexpr):
-    """[N, PAD_F] float32."""
+def feature_masses(state, p_MN, factor, inputs, rows, start, P: tl.constexpr):
+    """Sums of p times each feature, in float32: a product of half-precision matrices would round both."""
     features = inputs.key_features
-    key, column = start + tl.arange(0, P.BLOCK_N), tl.arange(0, P.PAD_F)
+    key = start + tl.arange(0, P.BLOCK_N)
     place = rows.batch * features.s0 + (rows.key0 + key).to(tl.int64) * features.s1
-    inside = (key < rows.keys)[:, None] & (column < P.FEATURES)[None, :]
-    pointer = features.ptr + place[:, None] + column.to(tl.int64)[None, :] * features.s2
-    return tl.load(pointer, mask=inside, other=0.0).to(tl.float32)
+    masses = ()
+    for index in tl.static_range(P.FEATURES):
+        feature = tl.load(features.ptr + index * features.s2 + place, mask=key < rows.keys, other=0.0).to(tl.float32)
+        masses = masses + (state.features[index] * factor + tl.sum(p_MN * feature[None, :], 1),)
+    return masses
 
 
 @triton.jit
@@ -101,8 +103,7 @@ def attend(state, query_MD, query_tags, inputs, numbers, outputs, rows, start, M
     if P.TAGS > 0:
         tags = tag_masses(state, p_MN, factor, query_tags, inputs, rows, start, P)
     if P.FEATURES > 0:
-        features_NF = load_features(inputs, rows, start, P)
-        features = tl.dot(p_MN, features_NF, features * factor[:, None], input_precision=P.EXACT)
+        features = feature_masses(state, p_MN, factor, inputs, rows, start, P)
 
     value_NE = load_keys(inputs.value, rows, start, P.BLOCK_N, P.E, P.PAD_E, False, MASKED, P.WIDE)
     acc = tl.dot(p_MN.to(value_NE.dtype), value_NE, state.acc * factor[:, None], input_precision=P.DOT)

@@ -24,8 +24,8 @@ from attncap_kernels.received import received_mass
 from attncap_kernels.records import Lists, Outputs, Plan, array
 from attncap_kernels.topk import list_candidates, select_candidates
 
-TAGS_AT_ONCE = 4
-FEATURES_AT_ONCE = 32
+TAGS_AT_ONCE = 2
+FEATURES_AT_ONCE = 4
 LIST_BYTES = 1 << 28  # lists of candidates are made for as many heads at a time as this holds
 
 
@@ -151,7 +151,6 @@ def _run_forward(call: Call, outputs: Outputs, tags: int, features: int, topk: i
         OFFSETS=0 if outputs.offset_mass is None else len(call.spec.offsets),
         TAGS=tags,
         FEATURES=features,
-        PAD_F=max(16, triton.next_power_of_2(features)) if features else 1,
         TOPK=topk,
         CLASSES=plans.classes_for(topk, tiles.keys) if topk else 1,
     )

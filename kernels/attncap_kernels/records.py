@@ -94,12 +94,10 @@ class Plan(NamedTuple):
     OFFSETS: Any  # how many
     TAGS: Any
     FEATURES: Any
-    PAD_F: Any
     TOPK: Any  # k, where a bound for it is wanted; else 0
     CLASSES: Any  # classes of keys whose maxima give that bound
     WIDE: Any  # strides so large that 32 bits do not hold a step within a tile
     DOT: Any  # precision of products of inputs: "ieee" or "tf32"
-    EXACT: Any  # precision of products of probabilities and features
 
     @classmethod
     def of(cls, **fields: Any) -> Plan:
