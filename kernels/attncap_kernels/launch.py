@@ -109,9 +109,7 @@ def _forward(
         extras.key_tags[chunk[0]] if extras.key_tags is not None and tags else None,
         extras.key_features[..., chunk[1]] if extras.key_features is not None and features else None,
     )
-    call = Call(
-        call.query, call.key, call.value, call.spec, call.options, part_of_extras, call.sequences, call.packed
-    )
+    call = Call(call.query, call.key, call.value, call.spec, call.options, part_of_extras, call.sequences, call.packed)
     new = functools.partial(call.query.new_empty, dtype=torch.float32)
     rows = tuple(call.query.shape[:3])
     tag_mass = _piece(stats.tag_mass, chunk[0], new, rows)
