@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from attncap_kernels.finish import finish_rows
-from attncap_kernels.records import Numbers
+from attncap_kernels.records import LENGTHS, Numbers
 from attncap_kernels.rows import load_keys, load_queries, locate
 from attncap_kernels.scores import load_key_tile, score_of_x, seen_part, tile_scores
 from attncap_kernels.softmax import State, relative_bits, rescale, unit_of
@@ -128,7 +128,7 @@ def attend_all(query_MD, inputs, numbers, outputs, rows, part, P: tl.constexpr):
     return state
 
 
-@triton.jit(do_not_specialize=["rows", "keys", "offset", "total_rows", "left", "right", "sink", "diagonal"])
+@triton.jit(do_not_specialize=[*LENGTHS, "sink", "diagonal"])
 def attention_forward(
     inputs, outputs, sign, scale, softcap, rows, keys, offset, total_rows, left, right, sink, diagonal, P: tl.constexpr
 ):
