@@ -104,11 +104,9 @@ def write_masses(state, m, factor, share, query_MD, inputs, numbers, outputs, ro
     for tag in tl.static_range(P.TAGS):
         mass = tl.where(counted, state.tags[tag] * walked, 0.0)
         tl.store(outputs.tag_mass + at * P.TAGS + tag, mass, mask=exists)
-    if P.FEATURES > 0:
-        column = tl.arange(0, P.PAD_F)[None, :]
-        inside = exists[:, None] & (column < P.FEATURES)
-        pointer = outputs.feature_mass + (at * P.FEATURES)[:, None] + column
-        tl.store(pointer, tl.where(counted[:, None], state.features * walked[:, None], 0.0), mask=inside)
+    for feature in tl.static_range(P.FEATURES):
+        mass = tl.where(counted, state.features[feature] * walked, 0.0)
+        tl.store(outputs.feature_mass + at * P.FEATURES + feature, mass, mask=exists)
     if outputs.sink_mass is not None:
         mass = mass_of_band(m, query_MD, inputs, numbers, rows, part, 0, numbers.sink - 1, False, P)
         tl.store(outputs.sink_mass + at, tl.where(counted, mass * share, 0.0), mask=exists)

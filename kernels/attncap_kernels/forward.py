@@ -1,7 +1,7 @@
 """The forward kernel: attention of a block of rows over their keys, and the statistics of its softmax.
 
     B batch  H query heads  G key/value heads  Q query rows  K keys  D, E head dims of key and value
-    M rows of a tile  N keys of a tile  F features  C classes of keys
+    M rows of a tile  N keys of a tile  C classes of keys (topk.py)
 
 Keys are walked in three loops: tiles that some rows see in part, tiles that every row sees whole, tiles in part again.
 Masses of few keys (sink, diagonal, offsets) are taken after the walk from the tiles that hold them.
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from attncap_kernels.finish import finish_rows
-from attncap_kernels.records import Numbers
+from attncap_kernels.records import LENGTHS, Numbers
 from attncap_kernels.rows import load_keys, load_queries, locate
 from attncap_kernels.scores import load_key_tile, score_of_x, seen_part, tile_scores
 from attncap_kernels.softmax import State, relative_bits, rescale, unit_of
@@ -28,7 +28,7 @@ def first_state(P: tl.constexpr):
         zero,
         zero,
         tl.zeros([P.BLOCK_M, P.PAD_E], tl.float32),
-        tl.zeros([P.BLOCK_M, P.PAD_F], tl.float32),
+        (zero,) * P.FEATURES,
         (zero,) * P.TAGS,
         tl.full([P.BLOCK_M, P.CLASSES], float("-inf"), tl.float32),
     )
@@ -42,32 +42,35 @@ def tag_masses(state, p_MN, factor, query_tags, inputs, rows, start, P: tl.const
     place = rows.batch * key_tags.s1 + (rows.key0 + key).to(tl.int64) * key_tags.s2
     masses = ()
     for tag in tl.static_range(P.TAGS):
-        key_tag = tl.load(key_tags.ptr + tag * key_tags.s0 + place, mask=key < rows.keys, other=-1)
-        match_MN = (query_tags[tag][:, None] == key_tag[None, :]) & (key_tag >= 0)[None, :]
+        key_tag = tl.maximum(tl.load(key_tags.ptr + tag * key_tags.s0 + place, mask=key < rows.keys, other=-1), -1)
+        match_MN = query_tags[tag][:, None] == key_tag[None, :]
         masses = masses + (state.tags[tag] * factor + tl.sum(tl.where(match_MN, p_MN, 0.0), 1),)
     return masses
 
 
 @triton.jit
 def load_query_tags(inputs, rows, P: tl.constexpr):
-    """One [M] for each tag."""
+    """One [M] for each tag, -2 where negative: it matches no key, whose negative tags are read as -1."""
     tags = ()
     for tag in tl.static_range(P.TAGS):
         query_tags = inputs.query_tags
         place = rows.batch * query_tags.s1 + (rows.row0 + rows.row).to(tl.int64) * query_tags.s2
-        tags = tags + (tl.load(query_tags.ptr + tag * query_tags.s0 + place, mask=rows.exists, other=0),)
+        loaded = tl.load(query_tags.ptr + tag * query_tags.s0 + place, mask=rows.exists, other=0)
+        tags = tags + (tl.where(loaded < 0, -2, loaded),)
     return tags
 
 
 @triton.jit
-def load_features(inputs, rows, start, P: tl.constexpr):
-    """[N, PAD_F] float32."""
+def feature_masses(state, p_MN, factor, inputs, rows, start, P: tl.constexpr):
+    """Sums of p times each feature, in float32: a product of half-precision matrices would round both."""
     features = inputs.key_features
-    key, column = start + tl.arange(0, P.BLOCK_N), tl.arange(0, P.PAD_F)
+    key = start + tl.arange(0, P.BLOCK_N)
     place = rows.batch * features.s0 + (rows.key0 + key).to(tl.int64) * features.s1
-    inside = (key < rows.keys)[:, None] & (column < P.FEATURES)[None, :]
-    pointer = features.ptr + place[:, None] + column.to(tl.int64)[None, :] * features.s2
-    return tl.load(pointer, mask=inside, other=0.0).to(tl.float32)
+    masses = ()
+    for index in tl.static_range(P.FEATURES):
+        feature = tl.load(features.ptr + index * features.s2 + place, mask=key < rows.keys, other=0.0).to(tl.float32)
+        masses = masses + (state.features[index] * factor + tl.sum(p_MN * feature[None, :], 1),)
+    return masses
 
 
 @triton.jit
@@ -101,8 +104,7 @@ def attend(state, query_MD, query_tags, inputs, numbers, outputs, rows, start, M
     if P.TAGS > 0:
         tags = tag_masses(state, p_MN, factor, query_tags, inputs, rows, start, P)
     if P.FEATURES > 0:
-        features_NF = load_features(inputs, rows, start, P)
-        features = tl.dot(p_MN, features_NF, features * factor[:, None], input_precision=P.EXACT)
+        features = feature_masses(state, p_MN, factor, inputs, rows, start, P)
 
     value_NE = load_keys(inputs.value, rows, start, P.BLOCK_N, P.E, P.PAD_E, False, MASKED, P.WIDE)
     acc = tl.dot(p_MN.to(value_NE.dtype), value_NE, state.acc * factor[:, None], input_precision=P.DOT)
@@ -126,7 +128,7 @@ def attend_all(query_MD, inputs, numbers, outputs, rows, part, P: tl.constexpr):
     return state
 
 
-@triton.jit(do_not_specialize=["rows", "keys", "offset", "total_rows", "left", "right", "sink", "diagonal"])
+@triton.jit(do_not_specialize=[*LENGTHS, "sink", "diagonal"])
 def attention_forward(
     inputs, outputs, sign, scale, softcap, rows, keys, offset, total_rows, left, right, sink, diagonal, P: tl.constexpr
 ):

@@ -24,8 +24,8 @@ from attncap_kernels.received import received_mass
 from attncap_kernels.records import Lists, Outputs, Plan, array
 from attncap_kernels.topk import list_candidates, select_candidates
 
-TAGS_AT_ONCE = 4
-FEATURES_AT_ONCE = 32
+TAGS_AT_ONCE = 2
+FEATURES_AT_ONCE = 4
 LIST_BYTES = 1 << 28  # lists of candidates are made for as many heads at a time as this holds
 
 
@@ -109,9 +109,7 @@ def _forward(
         extras.key_tags[chunk[0]] if extras.key_tags is not None and tags else None,
         extras.key_features[..., chunk[1]] if extras.key_features is not None and features else None,
     )
-    call = Call(
-        call.query, call.key, call.value, call.spec, call.options, part_of_extras, call.sequences, call.packed
-    )
+    call = Call(call.query, call.key, call.value, call.spec, call.options, part_of_extras, call.sequences, call.packed)
     new = functools.partial(call.query.new_empty, dtype=torch.float32)
     rows = tuple(call.query.shape[:3])
     tag_mass = _piece(stats.tag_mass, chunk[0], new, rows)
@@ -142,7 +140,7 @@ def _piece(whole: Tensor | None, part: slice, new: Any, rows: tuple[int, ...]) -
 def _run_forward(call: Call, outputs: Outputs, tags: int, features: int, topk: int) -> None:
     group = call.group
     longest_rows, longest_keys = call.longest
-    tiles = plans.tiles_for(call.pad, call.query.dtype, longest_rows * group, topk)
+    tiles = plans.tiles_for(call.pad, call.query.dtype, longest_rows * group, topk, tags=tags + features > 0)
     blocks, table = call.blocks(tiles.rows, group=group)
     programs = blocks * (call.heads // group)
     parts = plans.parts_for(programs, longest_keys, tiles)
@@ -153,7 +151,6 @@ def _run_forward(call: Call, outputs: Outputs, tags: int, features: int, topk: i
         OFFSETS=0 if outputs.offset_mass is None else len(call.spec.offsets),
         TAGS=tags,
         FEATURES=features,
-        PAD_F=max(16, triton.next_power_of_2(features)) if features else 1,
         TOPK=topk,
         CLASSES=plans.classes_for(topk, tiles.keys) if topk else 1,
     )
@@ -238,7 +235,7 @@ def _received(call: Call, later: _Later, stats: HeadStats) -> None:
     """Sum over rows, key by key."""
     (left, right), (sign, scale, softcap) = call.window, call.numbers
     rows, keys, offset = call.lengths
-    tiles = plans.tiles_for(call.pad, call.query.dtype, call.longest[0], 0)
+    tiles = plans.tiles_for(call.pad, call.query.dtype, call.longest[0])
     blocks, table = call.blocks(tiles.keys, of_keys=True)
     received_mass[(blocks * call.heads,)](
         call.inputs(table), stats.received_mass, later.peak, later.total, sign, scale, softcap, rows,

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from triton.language import constexpr
 
+# Numbers that change from call to call: a kernel is not compiled anew for their being 1 or a multiple of 16.
+LENGTHS = ["rows", "keys", "offset", "total_rows", "left", "right"]
+
 
 class Array(NamedTuple):
     """A tensor of up to four dimensions: pointer, and strides in elements (0 for dimensions it does not have)."""
@@ -94,12 +97,10 @@ class Plan(NamedTuple):
     OFFSETS: Any  # how many
     TAGS: Any
     FEATURES: Any
-    PAD_F: Any
     TOPK: Any  # k, where a bound for it is wanted; else 0
     CLASSES: Any  # classes of keys whose maxima give that bound
     WIDE: Any  # strides so large that 32 bits do not hold a step within a tile
     DOT: Any  # precision of products of inputs: "ieee" or "tf32"
-    EXACT: Any  # precision of products of probabilities and features
 
     @classmethod
     def of(cls, **fields: Any) -> Plan:

@@ -44,13 +44,15 @@ def tile_scores(query_MD, key_DN, inputs, numbers, rows, start, MASKED: tl.const
     elif P.MASK == 2:
         x_MN = x_MN * numbers.scale
     if MASKED:
-        key = start + tl.arange(0, P.BLOCK_N)[None, :]
-        hidden = key >= rows.keys
-        if P.LEFT:
-            hidden = hidden | (key < rows.position[:, None] - numbers.left)
+        column = tl.arange(0, P.BLOCK_N)[None, :]
         if P.RIGHT:
-            hidden = hidden | (key > rows.position[:, None] + numbers.right)
+            hidden = column > (tl.minimum(rows.position + numbers.right, rows.keys - 1) - start)[:, None]
+        else:
+            hidden = column >= rows.keys - start
+        if P.LEFT:
+            hidden = hidden | (column < (rows.position - numbers.left - start)[:, None])
         if P.MASK != 0:
+            key = start + column
             mask = inputs.attn_mask
             place = rows.batch * mask.s0 + rows.head.to(tl.int64) * mask.s1 + rows.row.to(tl.int64) * mask.s2
             pointer = mask.ptr + place[:, None] + key.to(tl.int64) * mask.s3

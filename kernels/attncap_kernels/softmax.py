@@ -29,7 +29,7 @@ class State(NamedTuple):
     squares: Any
     distance: Any
     acc: Any  # [M, PAD_E]
-    features: Any  # [M, PAD_F]
+    features: Any  # one [M] for each feature
     tags: Any  # one [M] for each tag
     classes: Any  # [M, C] largest x of each class of keys: key j is of class j % C
 
