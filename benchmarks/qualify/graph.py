@@ -10,17 +10,17 @@ from attncap import attention
 from benchmarks.qualify.place import Place
 from benchmarks.qualify.scenarios import scenario
 
-CALLS = ("D 128 causal", "decoding 1 row")
+CALLS = ("decoding 1 row", "D 128 causal")
 
 
 def run(place: Place) -> dict[str, Any]:
     """Results of a replay that differ from those of the same call made eagerly, by call."""
     differ = {}
-    for name in CALLS:
+    for name in CALLS[: place.size(2, 1)]:
         found = _replayed(place, name)
         if found:
             differ[name] = found
-    return {"passed": not differ, "calls": len(CALLS), "differ": differ, "captured": not place.dry}
+    return {"passed": not differ, "differ": differ, "captured": not place.dry}
 
 
 def _replayed(place: Place, name: str) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 
 from attncap import qualification
 
+INTERPRETED = "none (interpreted)"
 PROJECT = Path(__file__).parents[2]
 
 
@@ -44,16 +45,19 @@ class Place:
             torch.cuda.synchronize()
 
 
-def lacks_gpu() -> str | None:
-    """Why nothing can be qualified here, or None. It leaves the GPU alone, so that processes can be forked after."""
-    if torch.version.cuda is None and torch.version.hip is None:
-        return f"torch {torch.__version__} is built without GPU support"
+def lacks(place: Place) -> str | None:
+    """What is missing here, or None. It leaves the GPU alone, so that processes can be forked after."""
     try:
         import triton  # noqa: F401
     except ImportError as error:
-        return f"Triton does not import: {error}"
-    count = torch.cuda._device_count_nvml() if torch.version.cuda else 1
-    return "the driver shows no GPU" if count == 0 else None
+        return f"Triton, and it does not import: {error}"
+    if place.dry:
+        return None
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"a GPU, and torch {torch.__version__} is built without support for one"
+    if torch.cuda.device_count() == 0:  # counted through NVML, which starts nothing
+        return "a GPU, and the driver shows none"
+    return None
 
 
 def stamp(place: Place) -> dict[str, Any]:
@@ -61,7 +65,7 @@ def stamp(place: Place) -> dict[str, Any]:
     import triton
 
     found = {
-        "gpu": "none (interpreted)" if place.dry else torch.cuda.get_device_name(),
+        "gpu": INTERPRETED if place.dry else torch.cuda.get_device_name(),
         "driver": "none" if place.dry else _driver(),
         "cuda": str(torch.version.cuda or torch.version.hip),
         "torch": str(torch.__version__),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from attncap import qualification
+from benchmarks.qualify.place import INTERPRETED
 
 NEEDED = ("exact", "determinism", "speed")  # proved exact, and timed
 HONOURED = ("exact", "determinism", "sanitize", "graph", "long")  # none of them may have failed
@@ -24,8 +25,10 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(fresh, path)
 
 
-def qualifies(parts: dict[str, dict[str, Any]]) -> str | None:
+def qualifies(stamp: dict[str, Any], parts: dict[str, dict[str, Any]]) -> str | None:
     """Why these parts qualify nothing, or None."""
+    if stamp["gpu"] == INTERPRETED:
+        return "nothing ran on a GPU"
     absent = [name for name in NEEDED if name not in parts]
     failed = [name for name in HONOURED if name in parts and not parts[name]["passed"]]
     if failed:
@@ -46,7 +49,7 @@ def record(stamp: dict[str, Any], parts: dict[str, dict[str, Any]], path: Path) 
 
 def as_markdown(stamp: dict[str, Any], parts: dict[str, dict[str, Any]]) -> str:
     """The page of a run."""
-    why = qualifies(parts)
+    why = qualifies(stamp, parts)
     lines = [f"# {stamp['gpu']}", "", "Made by `make qualify`. " + ("Qualified." if why is None else f"NOT qualified: {why}."), ""]
     lines += [f"- {name}: {value}" for name, value in stamp.items()]
     lines += ["", "## Checks", ""]

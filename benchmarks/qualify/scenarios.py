@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,37 +13,45 @@ from attncap import StatSpec
 from benchmarks.qualify.place import Place
 from tests.cases import Case
 
-EVERYTHING = StatSpec.all()
+Qkv = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Lengths of a place: on a GPU as in use, in the interpreter a few tiles."""
+    """Sizes of a place: on a GPU as in use, in the interpreter a few small tiles."""
 
+    batch: int
     rows: int
-    long: int
-    few: int
+    long: int  # keys of long rows
+    few: int  # rows where they are not what matters
+    most_dim: int
+    topk: int
+    most_topk: int
 
     @classmethod
     def of(cls, place: Place) -> Sizes:
-        return cls(place.size(1003, 41), place.size(20011, 203), place.size(130, 19))
+        return cls(1, 41, 151, 19, 16, 2, 3) if place.dry else cls(2, 1003, 20011, 130, 256, 8, 64)
 
+    @property
+    def everything(self) -> StatSpec:
+        return StatSpec.all(topk=self.topk)
 
-def tensors(heads: int, key_heads: int, rows: int, keys: int, dim: int, value_dim: int = 0) -> tuple[Tensor, ...]:
-    """Random query, key and value, two batch entries."""
-    query = torch.randn(2, heads, rows, dim)
-    return query, torch.randn(2, key_heads, keys, dim), torch.randn(2, key_heads, keys, value_dim or dim)
+    def tensors(self, heads: int, key_heads: int, rows: int, keys: int, dim: int, value_dim: int = 0) -> Qkv:
+        """Random query, key and value."""
+        dim, value_dim = (min(one, self.most_dim) for one in (dim, value_dim or dim))
+        key, value = (torch.randn(self.batch, key_heads, keys, one) for one in (dim, value_dim))
+        return torch.randn(self.batch, heads, rows, dim), key, value
 
 
 def self_attention(dim: int, **options: Any) -> Callable[[Sizes], Case]:
     def build(sizes: Sizes) -> Case:
-        return Case(*tensors(4, 2, sizes.rows, sizes.rows, dim), EVERYTHING, options)
+        return Case(*sizes.tensors(4, 2, sizes.rows, sizes.rows, dim), sizes.everything, options)
 
     return build
 
 
 def odd_dims(sizes: Sizes) -> Case:
-    return Case(*tensors(3, 1, sizes.few, sizes.rows, 80, 48), EVERYTHING, {"causal": True, "softcap": 5.0})
+    return Case(*sizes.tensors(3, 1, sizes.few, sizes.rows, 80, 48), sizes.everything, {"causal": True, "softcap": 5.0})
 
 
 def masked(sizes: Sizes, kind: str) -> Case:
@@ -51,7 +59,7 @@ def masked(sizes: Sizes, kind: str) -> Case:
     seen = torch.rand(1, 4, sizes.few, sizes.rows) < 0.6
     seen[:, :, 3] = False
     mask = seen if kind == "bool" else torch.randn(seen.shape).masked_fill(~seen, -torch.inf)
-    return Case(*tensors(4, 2, sizes.few, sizes.rows, 64), EVERYTHING, {"attn_mask": mask})
+    return Case(*sizes.tensors(4, 2, sizes.few, sizes.rows, 64), sizes.everything, {"attn_mask": mask})
 
 
 def annotated(sizes: Sizes) -> Case:
@@ -59,49 +67,51 @@ def annotated(sizes: Sizes) -> Case:
     rows = sizes.few
     kwargs = {
         "causal": True,
-        "query_tags": torch.randint(0, 4, (5, 2, rows)),
-        "key_tags": torch.randint(-2, 4, (5, 2, rows)),
-        "key_features": torch.randn(2, rows, 33),
+        "query_tags": torch.randint(0, 4, (5, sizes.batch, rows)),
+        "key_tags": torch.randint(-2, 4, (5, sizes.batch, rows)),
+        "key_features": torch.randn(sizes.batch, rows, 33),
         "sink_logits": torch.tensor([0.5, -torch.inf, 2.0, -1.0]),
-        "query_mask": torch.rand(2, rows) < 0.7,
+        "query_mask": torch.rand(sizes.batch, rows) < 0.7,
     }
-    return Case(*tensors(4, 2, rows, rows, 64), EVERYTHING, kwargs)
+    return Case(*sizes.tensors(4, 2, rows, rows, 64), sizes.everything, kwargs)
 
 
-def decoding(sizes: Sizes, rows: int, topk: int = 8) -> Case:
+def decoding(sizes: Sizes, rows: int, topk: int) -> Case:
     """Few rows on many keys, which are split over programs and merged."""
-    spec = replace(EVERYTHING, topk=topk)
-    return Case(*tensors(8, 2, rows, sizes.long, 128), spec, {"causal": True})
+    return Case(*sizes.tensors(8, 2, rows, sizes.long, 128), StatSpec.all(topk=topk), {"causal": True})
 
 
 def long_rows(sizes: Sizes, topk: int) -> Case:
-    return Case(*tensors(2, 1, sizes.few, sizes.long, 64), replace(EVERYTHING, topk=topk), {"causal": True})
+    return Case(*sizes.tensors(2, 1, sizes.few, sizes.long, 64), StatSpec.all(topk=topk), {"causal": True})
 
 
 def ties(sizes: Sizes, kind: str) -> Case:
     """Scores that defeat a bound: all equal, in equal blocks, or rising along the row."""
-    query, key, value = tensors(2, 1, sizes.few, sizes.rows, 64)
+    query, key, value = sizes.tensors(2, 1, sizes.few, sizes.rows, 64)
     place = torch.arange(sizes.rows)
-    level = {"equal": 0 * place, "blocks": place // 32 % 2, "rising": place / 64}[kind]
+    level = {"equal": 0 * place + 1, "blocks": place // 32 % 2, "rising": place / 64}[kind]
     key = torch.ones_like(key) * level[:, None]
-    return Case(torch.ones_like(query), key, value, replace(EVERYTHING, topk=16), {"causal": True})
+    spec = StatSpec.all(topk=2 * sizes.topk)
+    return Case(torch.ones_like(query), key, value, spec, {"causal": True})
 
 
 def strided(sizes: Sizes) -> Case:
     """Heads last, as Transformers passes them, and every other element."""
-    query, key, value = tensors(4, 2, sizes.few, sizes.few, 64)
-    wide = torch.full((*key.shape[:-1], 128), torch.nan)
+    query, key, value = sizes.tensors(4, 2, sizes.few, sizes.few, 64)
+    wide = torch.full((*key.shape[:-1], 2 * key.shape[-1]), torch.nan)
     wide[..., ::2] = key
-    return Case(query.transpose(1, 2).contiguous().transpose(1, 2), wide[..., ::2], value, EVERYTHING, {"causal": True})
+    heads_last = query.transpose(1, 2).contiguous().transpose(1, 2)
+    return Case(heads_last, wide[..., ::2], value, sizes.everything, {"causal": True})
 
 
 def nothing_seen(sizes: Sizes) -> Case:
     """Rows before the first key."""
-    return Case(*tensors(2, 2, sizes.few, sizes.few, 64), EVERYTHING, {"causal": True, "query_offset": -7})
+    options = {"causal": True, "query_offset": -7}
+    return Case(*sizes.tensors(2, 2, sizes.few, sizes.few, 64), sizes.everything, options)
 
 
 def no_keys(sizes: Sizes) -> Case:
-    return Case(*tensors(2, 2, sizes.few, 0, 64), EVERYTHING, {})
+    return Case(*sizes.tensors(2, 2, sizes.few, 0, 64), sizes.everything, {})
 
 
 SCENARIOS: dict[str, Callable[[Sizes], Case]] = {
@@ -116,10 +126,10 @@ SCENARIOS: dict[str, Callable[[Sizes], Case]] = {
     "bool mask": lambda sizes: masked(sizes, "bool"),
     "float mask": lambda sizes: masked(sizes, "float"),
     "tags, features, sinks, query mask": annotated,
-    "decoding 1 row": lambda sizes: decoding(sizes, 1),
-    "decoding 5 rows, top 64": lambda sizes: decoding(sizes, 5, 64),
-    "long rows, top 8": lambda sizes: long_rows(sizes, 8),
-    "long rows, top 64": lambda sizes: long_rows(sizes, 64),
+    "decoding 1 row": lambda sizes: decoding(sizes, 1, sizes.topk),
+    "decoding 5 rows, top 64": lambda sizes: decoding(sizes, 5, sizes.most_topk),
+    "long rows, top 8": lambda sizes: long_rows(sizes, sizes.topk),
+    "long rows, top 64": lambda sizes: long_rows(sizes, sizes.most_topk),
     "equal scores": lambda sizes: ties(sizes, "equal"),
     "blocks of equal scores": lambda sizes: ties(sizes, "blocks"),
     "rising scores": lambda sizes: ties(sizes, "rising"),
