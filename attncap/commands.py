@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import attncap
+from attncap.claims import find_place
 from attncap.corpus import CorpusOptions
 from attncap.models import BUILTIN_MINILM, DTYPES
 from attncap.plan import DEFAULT_TAGS, TAG_NAMES
@@ -116,7 +117,8 @@ def scan_command(
 ) -> None:
     """Capture the statistics of every attention head of MODEL over CORPUS into a run folder.
 
-    The same command again goes on where an earlier one was stopped.
+    The same command again goes on where an earlier one was stopped. Started by torchrun or srun, any number of workers
+    share the run: torchrun --nproc-per-node 8 -m attncap scan ...
     """
     try:
         spec = StatSpec(
@@ -139,8 +141,9 @@ def scan_command(
     except (TypeError, ValueError) as error:
         raise UsageError(_as_typed(str(error))) from error
     finished = _scan(model, corpus, output, spec, corpus_options, options)
-    _summary(finished)
-    typer.echo(f"See it: attncap report {output}")
+    if find_place().rank == 0:
+        _summary(finished)
+        typer.echo(f"See it: attncap report {output}")
 
 
 @app.command("report")
@@ -194,7 +197,8 @@ def _scan(
     corpus_options: CorpusOptions,
     options: ScanOptions,
 ) -> Run:
-    with progress_for(sys.stderr) as progress:
+    place = find_place()
+    with progress_for(sys.stderr, f"worker {place.rank} of {place.size}" if place.launched else "") as progress:
         try:
             return scan(
                 model, corpus, output, spec=spec, corpus_options=corpus_options, options=options, progress=progress

@@ -9,9 +9,10 @@ from __future__ import annotations
 import glob
 import hashlib
 import importlib.util
+import json
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -90,6 +91,18 @@ class Survey:
     shard_documents: tuple[int, ...]
     faults: tuple[str, ...] = ()
 
+    def to_bytes(self) -> bytes:
+        """Everything, in a form that `from_bytes` reads."""
+        fields = {**asdict(self), "shard_digests": [digest.hex() for digest in self.shard_digests]}
+        return json.dumps(fields).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Survey:
+        """What `to_bytes` wrote."""
+        fields = json.loads(data)
+        fields["shard_digests"] = tuple(bytes.fromhex(digest) for digest in fields["shard_digests"])
+        return cls(**{**fields, **{name: tuple(fields[name]) for name in ("shard_documents", "faults")}})
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -158,21 +171,45 @@ class Corpus:
             faults=tuple(tally.faults),
         )
 
-    def shards(self, survey: Survey, size: ShardSize = ShardSize(), skip: Collection[int] = ()) -> Iterator[Shard]:
-        """The shards that are not in `skip`, each checked against the survey, which was of the same size.
+    def shards(
+        self,
+        survey: Survey,
+        size: ShardSize = ShardSize(),
+        wanted: Collection[int] | None = None,
+        take: Callable[[int], bool] = lambda shard: True,
+    ) -> Iterator[Shard]:
+        """Shards of the corpus in order, each checked against the survey, which was of the same size.
+
+        Args:
+            wanted: numbers of shards; None = all.
+            take: asked when the shard has been read; a shard is left out where it says no.
 
         Raises:
             CorpusError: the corpus is not what it was when it was surveyed.
         """
-        left = {index for index in range(len(survey.shard_digests)) if index not in skip}
+        left = set(range(len(survey.shard_digests)) if wanted is None else wanted)
         for index, texts in enumerate(_cut(self._documents(_Tally()), size)):
             if not left:
                 return
             if index in left:
-                yield self._checked(Shard(index, texts), survey)
                 left.remove(index)
+                if take(index):
+                    yield self._checked(Shard(index, texts), survey)
         if left:
             raise self._changed()
+
+    def state(self) -> str | None:
+        """Digest of the files' names, sizes and times of change and of the options; None where not all are files.
+
+        Equal states are one corpus to read; the times are compared with each other, never with a clock.
+        """
+        digest = hashlib.sha256(repr(sorted(asdict(self.options).items())).encode())
+        for kind, place in self._inputs:
+            if kind not in _FILES:
+                return None
+            file = os.stat(place)
+            digest.update(f"{kind} {os.path.realpath(place)} {file.st_size} {file.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
     def _checked(self, shard: Shard, survey: Survey) -> Shard:
         if _digest(shard.texts) != survey.shard_digests[shard.index]:

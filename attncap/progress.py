@@ -48,6 +48,11 @@ class Progress:
             self.tokens += tokens
             self._show()
 
+    def reached(self, documents: int) -> None:
+        """So many documents are done in all, those of other workers included."""
+        with self._lock:
+            self.documents = max(self.documents, documents)
+
     def _show(self) -> None:
         pass
 
@@ -72,16 +77,22 @@ class Progress:
 
 
 class LineProgress(Progress):
-    """A line every ten seconds."""
+    """A line every ten seconds.
 
-    def __init__(self, stream: TextIO) -> None:
+    Args:
+        head: what every line begins with.
+    """
+
+    def __init__(self, stream: TextIO, head: str = "") -> None:
         super().__init__()
         self._stream = stream
+        self._head = head
         self._shown = time.monotonic()
 
     def message(self, text: str) -> None:
         """See `Progress.message`."""
-        print(text, file=self._stream, flush=True)
+        self._stream.write(f"{self._head}{text}\n")  # in one piece: other workers write there too
+        self._stream.flush()
 
     def _show(self) -> None:
         if time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES:
@@ -123,9 +134,15 @@ class BarProgress(Progress):
         self._bar.update(self._task, completed=self.documents, line=self.line())
 
 
-def progress_for(stream: TextIO | None = None) -> Progress:
-    """A bar where `stream` (standard error when None) is a terminal and rich is installed; lines otherwise."""
+def progress_for(stream: TextIO | None = None, worker: str = "") -> Progress:
+    """A bar where `stream` (standard error when None) is a terminal and rich is installed; lines otherwise.
+
+    Args:
+        worker: name of this worker where there are several, whose lines begin with it.
+    """
     stream = sys.stderr if stream is None else stream
+    if worker:
+        return LineProgress(stream, f"[{worker}] ")
     if not stream.isatty():
         return LineProgress(stream)
     try:

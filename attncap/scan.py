@@ -2,6 +2,9 @@
 
 The corpus is cut into shards of a fixed number of documents. Each shard's summary is a file; the end merges them in
 order. What a run holds therefore depends on the model, the corpus and the options, and on nothing else.
+
+Any number of workers may share a run: torchrun or Slurm starts the same command several times. Each computes its share
+of the shards, then whatever no other worker has claimed, and whoever finds all of them done merges them.
 """
 
 from __future__ import annotations
@@ -9,16 +12,19 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from attncap.accumulate import Accumulator
-from attncap.corpus import Corpus, CorpusOptions, ShardSize
+from attncap.claims import Claims, Place, find_place
+from attncap.corpus import Corpus, CorpusOptions, ShardSize, Survey
 from attncap.extras import require
+from attncap.ledger import Ledger
 from attncap.models import DTYPES, LoadedModel, ModelError, load_model
 from attncap.plan import TAG_NAMES, check_capturable, differences, identity, make_plan, names_another, tag_functions
 from attncap.progress import Progress
@@ -36,6 +42,10 @@ _BATCH_TOKENS = {"cpu": 1024}
 _BATCH_TOKENS_ELSEWHERE = 16384
 
 _SHARDS_BETWEEN_MERGES = 16
+_SECONDS_BETWEEN_LOOKS = 0.2  # while other workers have what is left
+
+# What is claimed: to be the one who sets a run up, to be the one who merges, and each shard.
+_SETUP, _MERGING, _FIRST_SHARD = range(3)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -107,12 +117,15 @@ def scan(
     folder.check_usable()
     require("pyarrow", "scan")  # rather now than after the work
     documents = Corpus(corpus, corpus_options)
-    device = _device(options.device)
+    place = find_place()
+    device = _device(options.device, place)
     try:
-        with folder.lock():
+        with folder.lock(shared=place.launched):
             folder.check_usable()
             loaded = load_model(model, dtype=options.dtype, device=str(device))
-            _prepare(folder, documents, loaded, spec, options, device, progress).run()
+            with ExitStack() as undo:
+                claims = None if folder.is_read_only else undo.enter_context(closing(folder.claims()))
+                _prepare(folder, documents, loaded, spec, options, device, progress, place, claims).run()
     except OSError as error:
         reason, file = error.strerror or str(error), f" ({error.filename})" if error.filename else ""
         if error.errno not in _DISK_ERRORS:
@@ -128,7 +141,7 @@ def scan(
 
 
 class _Scan:
-    """One call of `scan`, once everything it needs is there and the folder is locked."""
+    """One worker's part of a scan, once everything it needs is there and the folder is locked."""
 
     def __init__(
         self,
@@ -139,61 +152,96 @@ class _Scan:
         options: ScanOptions,
         device: torch.device,
         progress: Progress,
+        place: Place,
+        claims: Claims | None,
     ) -> None:
         self._folder = folder
         self._corpus = corpus
         self._options = options
         self._progress = progress
+        self._place = place
+        self._claims = claims
         tags = tag_functions(loaded, options.tags, progress.message)
         check_capturable(loaded, spec, tags)
-        progress.message(f"reading {', '.join(corpus.sources)}")
-        self._survey = corpus.survey(SHARD_SIZE)
-        self._shards = len(self._survey.shard_digests)
-        self._total = Accumulator(histogram=True)
-        self._counts: dict[str, int] = {}
-        self._merged = 0  # shards that `_total` holds
         self._threads = torch.get_num_threads()
         limits = [limit for limit in (loaded.max_tokens, options.max_tokens) if limit is not None]
         batch_tokens = options.batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)
         self._work = Work(loaded, spec, tags, min(limits, default=None), batch_tokens, device)
-        self._plan = make_plan(self._work, corpus, self._survey, SHARD_SIZE)
-        self._digest = hashlib.sha256(json.dumps(identity(self._plan), sort_keys=True).encode()).hexdigest()
 
     def run(self) -> None:
-        """Do what is left to do."""
+        """Do what is left to do, beside the other workers of the run if there are any."""
         with one_thread_per_operator():
-            self._run()
+            with self._alone(_SETUP):
+                if self._begin():
+                    return
+            while not self._is_complete():
+                if not self._compute() and not self._finish():
+                    time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def _run(self) -> None:
+    def _begin(self) -> bool:
+        """Find out what there is to do and write it down; gives whether the run is finished already."""
         known = self._known()
-        if known is not None:
-            self._check_same(known)
-            if self._is_finished(known):
-                return
-        if self._folder.is_read_only:
+        self._survey = self._look_through(known)
+        self._shards = len(self._survey.shard_digests)
+        self._plan = make_plan(self._work, self._corpus, self._survey, SHARD_SIZE)
+        self._check(known)
+        if known is not None and self._is_finished(known):
+            return True
+        if self._claims is None:
             raise RunError(f"{self._folder.path}: may not be written; check its permissions or give another folder -o")
         for message in self._survey.faults:
             self._progress.message(f"left out: {message}")
-        done = self._finished_shards()
+        digest = hashlib.sha256(json.dumps(identity(self._plan), sort_keys=True).encode()).hexdigest()
+        self._ledger = Ledger(self._folder, digest, self._survey.shard_digests, self._progress.message)
+        self._ledger.check()
+        done = self._ledger.done()
+        if done:
+            self._progress.message(f"{self._folder.path}: going on after {len(done)} of {self._shards} shards")
         self._write_scan(len(done))
-        self._progress.start(self._survey.documents, sum(self._survey.shard_documents[shard] for shard in done))
-        self._compute(done)
-        self._finish(done)
+        self._keep_survey()
+        self._progress.start(self._survey.documents, self._documents_of(done))
+        return False
+
+    def _look_through(self, known: Mapping[str, Any] | None) -> Survey:
+        """The survey of the corpus: an earlier one where no file has changed since, in a run that is not finished."""
+        state = self._corpus.state()
+        part = None if state is None or (known or {}).get("status") == "complete" else self._folder.read_survey(state)
+        if part is not None:
+            return Survey.from_bytes(part.payload)
+        self._progress.message(f"reading {', '.join(self._corpus.sources)}")
+        return self._corpus.survey(SHARD_SIZE)
+
+    def _keep_survey(self) -> None:
+        state = self._corpus.state()
+        if state is not None and self._folder.read_survey(state) is None:
+            self._folder.write_survey(Part(0, state, {}, self._survey.to_bytes()))
 
     def _known(self) -> dict[str, Any] | None:
         """scan.json; None where there is none that can be believed."""
+        self._damage: RunDamagedError | None = None
         try:
             return self._folder.read_scan()
         except RunDamagedError as error:
-            if names_another(error.content, self._plan):
+            self._damage = error
+            return None
+
+    def _check(self, known: Mapping[str, Any] | None) -> None:
+        """Refuse a folder that holds another run."""
+        if self._damage is not None:
+            if names_another(self._damage.content, self._plan):
                 raise RunMismatchError(
                     f"{self._folder.scan_json}: damaged, and it names another model or corpus; "
                     "remove it to compute this run in its place, or give another folder with -o"
-                ) from error
+                ) from self._damage
             self._progress.message(
                 f"{self._folder.scan_json}: damaged, it is made anew; finished shards of this run are kept"
             )
-            return None
+        differing = differences(known, self._plan) if known is not None else []
+        if differing:
+            raise RunMismatchError(
+                f"{self._folder.path}: holds a run of something else: {'; '.join(differing)}. "
+                "Give another folder with -o, or the command that began this one"
+            )
 
     def _is_finished(self, known: Mapping[str, Any]) -> bool:
         if known.get("status") != "complete":
@@ -205,91 +253,86 @@ class _Scan:
         self._progress.message(f"{self._folder.heads}: missing or damaged, it is computed again")
         return False
 
-    def _check_same(self, known: Mapping[str, Any]) -> None:
-        differing = differences(known, self._plan)
-        if differing:
-            raise RunMismatchError(
-                f"{self._folder.path}: holds a run of something else: {'; '.join(differing)}. "
-                "Give another folder with -o, or the command that began this one"
-            )
+    def _is_complete(self) -> bool:
+        """Whether a worker has finished the run."""
+        known = self._folder.read_scan()
+        return known is not None and known.get("status") == "complete"
 
-    def _finished_shards(self) -> set[int]:
-        """Take up what an earlier scan has left; gives the shards that need no work."""
-        merged = self._folder.read_merged(self._merged_digest)
-        if merged is not None:
-            self._total, self._counts = Accumulator.from_bytes(merged.payload), merged.counts
-            self._merged = merged.shard
-            self._folder.remove_parts_before(self._merged)
-        elif self._folder.merged.exists():
-            self._progress.message(f"{self._folder.merged}: damaged, or of another run: what it held is computed again")
-        done = set(range(self._merged))
-        for shard in range(self._merged, self._shards):
-            if self._folder.read_part(shard, self._part_digest(shard)) is not None:
-                done.add(shard)
-            elif self._folder.part_path(shard).exists():
-                self._progress.message(
-                    f"{self._folder.part_path(shard)}: damaged, or of another run: it is computed again"
-                )
-        if done:
-            self._progress.message(f"{self._folder.path}: going on after {len(done)} of {self._shards} shards")
-        return done
+    def _compute(self) -> int:
+        """Compute what no other worker has or does, first of the own share; gives the number of shards."""
+        left = sorted(set(range(self._shards)) - self._ledger.done())
+        share = [shard for shard in left if shard % self._place.size == self._place.rank]
+        computed = 0
+        for wanted in (share, left) if self._place.size > 1 else (left,):
+            computed = computed or self._compute_among(wanted)
+        return computed
 
-    def _compute(self, done: set[int]) -> None:
-        """Compute the shards that are not done."""
+    def _compute_among(self, wanted: Sequence[int]) -> int:
+        assert self._claims is not None
+        if not any(self._claim(shard) for shard in wanted):
+            return 0
+        computed = 0
 
         def keep(result: ShardResult) -> None:
-            digest = self._part_digest(result.index)
-            self._folder.write_part(Part(result.index, digest, result.counts, result.accumulator.to_bytes()))
-            done.add(result.index)
-            self._merge(done)
-            self._write_scan(len(done))
+            nonlocal computed
+            computed += 1
+            self._keep(result)
 
-        left = self._shards - len(done)
-        if not left:
-            return
+        # torch was told to take one thread an operator; `_threads` is what it had before.
         workers = 1 if self._work.device.type != "cpu" else self._options.workers or self._threads
-        done_before = frozenset(done)
-        shards = self._corpus.shards(self._survey, SHARD_SIZE, done_before)
-        run_shards(self._work, shards, min(workers, left), keep, self._progress.advance)
+        shards = self._corpus.shards(self._survey, SHARD_SIZE, wanted, self._claim)
+        run_shards(self._work, shards, min(workers, len(wanted)), keep, self._progress.advance)
+        return computed
 
-    def _merge(self, done: set[int]) -> None:
-        """Merge the shards that are next in order; now and then keep the sum in place of its shards."""
-        while self._merged in done:
-            part = self._folder.read_part(self._merged, self._part_digest(self._merged))
-            if part is None:
-                path = self._folder.part_path(self._merged)
-                raise RunError(f"{path}: damaged since it was written; the same command computes it again")
-            self._total.merge(Accumulator.from_bytes(part.payload))
-            for name, count in part.counts.items():
-                self._counts[name] = self._counts.get(name, 0) + count
-            self._merged += 1
-            if self._merged % _SHARDS_BETWEEN_MERGES == 0:
-                digest = self._merged_digest(self._merged)
-                self._folder.write_merged(Part(self._merged, digest, self._counts, self._total.to_bytes()))
+    def _claim(self, shard: int) -> bool:
+        """Whether a shard is this worker's to compute; its own claims it has again."""
+        assert self._claims is not None
+        if not self._claims.take(shard + _FIRST_SHARD):
+            return False
+        if self._ledger.is_done(shard) or self._is_complete():
+            self._claims.give_back(shard + _FIRST_SHARD)
+            return False
+        return True
 
-    def _finish(self, done: set[int]) -> None:
-        """Replace the shards by heads.parquet."""
-        self._merge(done)
-        counts = dict(self._counts)
-        counts["empty_documents"] += self._survey.empty
-        counts["failed_documents"] = self._survey.failed
-        counts["nonfinite_rows"] = self._total.nonfinite_rows()
-        digest = self._folder.write_heads([asdict(row) for row in self._total.rows()])
-        self._write_scan(self._shards, status="complete", counts=counts, heads_sha256=digest)
-        self._folder.remove_parts()
+    def _keep(self, result: ShardResult) -> None:
+        assert self._claims is not None
+        self._ledger.add(result)
+        self._claims.give_back(result.index + _FIRST_SHARD)
+        if self._claims.take(_MERGING):
+            try:
+                self._ledger.merge(_SHARDS_BETWEEN_MERGES)
+                done = self._ledger.done()
+                self._write_scan(len(done))
+            finally:
+                self._claims.give_back(_MERGING)
+            self._progress.reached(self._documents_of(done))
+
+    def _finish(self) -> bool:
+        """Replace the shards by heads.parquet, where all are there."""
+        with self._alone(_MERGING):
+            if self._is_complete():
+                return True
+            merged = self._ledger.merged()
+            if merged.shards < self._shards:
+                return False
+            counts = dict(merged.counts)
+            counts["empty_documents"] += self._survey.empty
+            counts["failed_documents"] = self._survey.failed
+            counts["nonfinite_rows"] = merged.accumulator.nonfinite_rows()
+            digest = self._folder.write_heads([asdict(row) for row in merged.accumulator.rows()])
+            self._write_scan(self._shards, status="complete", counts=counts, heads_sha256=digest)
+            self._folder.remove_parts()
+            return True
+
+    def _documents_of(self, shards: Iterable[int]) -> int:
+        return sum(self._survey.shard_documents[shard] for shard in shards)
 
     def _write_scan(self, done: int, **changes: Any) -> None:
         progress = {"shards_done": done, "shards_total": self._shards}
         self._folder.write_scan({**self._plan, "progress": progress, **changes})
 
-    def _part_digest(self, shard: int) -> str:
-        return hashlib.sha256(self._digest.encode() + self._survey.shard_digests[shard]).hexdigest()
-
-    def _merged_digest(self, shards: int) -> str:
-        """What the summary of the first `shards` shards is made from."""
-        return hashlib.sha256(
-            b"".join((b"merged", self._digest.encode(), *self._survey.shard_digests[:shards]))
-        ).hexdigest()
+    def _alone(self, number: int) -> AbstractContextManager[None]:
+        return nullcontext() if self._claims is None else self._claims.alone(number)
 
 
 def _prepare(
@@ -300,19 +343,24 @@ def _prepare(
     options: ScanOptions,
     device: torch.device,
     progress: Progress,
+    place: Place,
+    claims: Claims | None,
 ) -> _Scan:
     """The scan, or why there can be none."""
     try:
-        return _Scan(folder, corpus, loaded, spec, options, device, progress)
+        return _Scan(folder, corpus, loaded, spec, options, device, progress, place, claims)
     except AttncapError:
         raise
     except (TypeError, ValueError) as error:
         raise ModelError(f"{loaded.name}: cannot be scanned with these options ({error})") from error
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, place: Place) -> torch.device:
+    if name == "auto":
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        name = f"cuda:{place.local_rank % gpus}" if gpus else "cpu"
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error

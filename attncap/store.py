@@ -12,13 +12,15 @@ import io
 import json
 import os
 import re
+import secrets
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from attncap.claims import Claims, is_held_alone, lock_file
 from attncap.extras import require
 from attncap.types import AttncapError
 
@@ -45,9 +47,11 @@ HEADS_COLUMNS = (
 )
 
 _PART_MAGIC = b"attncap part 1\n"
+_LONGEST_HEADER = 1 << 16
 _TEMPORARY = ".tmp"
 _OWN_DIGEST = "sha256"
-_PART_NAME = re.compile(r"(\d+|merged)\.bin(\.tmp)?")
+_TEMPORARY_NAME = re.compile(r"(scan\.json|\w+\.parquet)(\.[0-9a-f]+)?\.tmp")
+_PART_NAME = re.compile(r"(\d+|merged|survey)\.bin(\.[0-9a-f]+\.tmp)?")
 
 
 class RunError(AttncapError, RuntimeError):
@@ -137,6 +141,18 @@ class Part:
         header = json.loads(body[8 : 8 + length])
         return cls(header["shard"], header["digest"], header["counts"], zlib.decompress(body[8 + length :]))
 
+    @staticmethod
+    def shard_of(handle: BinaryIO) -> int:
+        """The number at the head of a part's file, unverified; 0 where there is none."""
+        start = handle.read(len(_PART_MAGIC) + 32 + 8)
+        if len(start) < len(_PART_MAGIC) + 40 or not start.startswith(_PART_MAGIC):
+            return 0
+        (length,) = struct.unpack("<Q", start[-8:])
+        try:
+            return int(json.loads(handle.read(min(length, _LONGEST_HEADER)))["shard"])
+        except (ValueError, KeyError, TypeError):
+            return 0
+
 
 class RunFolder:
     """The files of one run: where they lie, how they are written, how they are checked."""
@@ -147,7 +163,13 @@ class RunFolder:
         self.heads = path / "heads.parquet"
         self.parts = path / "parts"
         self.merged = self.parts / "merged.bin"
+        self.survey = self.parts / "survey.bin"
         self.lock_file = path / ".lock"
+        self.claims_file = path / ".claims"
+
+    def claims(self) -> Claims:
+        """Claims on the parts of this run; only to be opened while the folder is locked."""
+        return Claims(self.claims_file)
 
     def check_kinds(self) -> None:
         """Refuse a folder in the place of a file of a run, and the reverse.
@@ -178,9 +200,12 @@ class RunFolder:
         if not self.path.is_dir() or self.scan_json.exists():
             return
         # What a run is made of without its scan.json: a scan was killed early, or the file was lost.
-        known = {".lock", self.heads.name, self.parts.name, "report.html"}
-        known |= {name + _TEMPORARY for name in (self.scan_json.name, self.heads.name)}
-        foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in known)
+        known = {self.lock_file.name, self.claims_file.name, self.heads.name, self.parts.name, "report.html"}
+        foreign = sorted(
+            entry.name
+            for entry in self.path.iterdir()
+            if entry.name not in known and not _TEMPORARY_NAME.fullmatch(entry.name)
+        )
         if self.parts.is_dir():
             foreign += sorted(entry.name for entry in self.parts.iterdir() if not _PART_NAME.fullmatch(entry.name))
         if foreign:
@@ -195,25 +220,29 @@ class RunFolder:
         return self.path.is_dir() and not os.access(self.path, os.W_OK)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder alone; made if it is not there. The lock dies with the process, however that ends.
+    def lock(self, shared: bool = False) -> Iterator[None]:
+        """Hold the folder alone, or with others that share it; made if it is not there.
 
-        A folder that may not be written needs no lock.
+        The lock dies with the process, however that ends. A folder that may not be written needs no lock.
 
         Raises:
-            RunError: another process holds it.
+            RunError: another process holds it, and one of the two does not share it.
         """
         if self.is_read_only:
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock_file(self.lock_file, self.path)
+        descriptor = lock_file(self.lock_file, shared)
+        if descriptor is None:
+            raise RunError(f"{self.path}: another scan is writing it; wait or give another folder with -o")
         try:
-            self._remove_temporaries()
+            if not shared:
+                self.remove_temporaries()
             yield
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                self.lock_file.unlink()
+            if is_held_alone(descriptor):
+                for path in (self.claims_file, self.lock_file):
+                    path.unlink(missing_ok=True)
             os.close(descriptor)
 
     def read_scan(self) -> dict[str, Any] | None:
@@ -271,11 +300,35 @@ class RunFolder:
         part = _read(self.merged)
         return part if part is not None and part.digest == digest_of(part.shard) else None
 
+    def write_survey(self, part: Part) -> None:
+        """Keep what a pass over the corpus found."""
+        self.parts.mkdir(exist_ok=True)
+        write_whole(self.survey, part.to_bytes())
+
+    def read_survey(self, digest: str) -> Part | None:
+        """What an earlier pass over the same files found; None where there is none."""
+        part = _read(self.survey)
+        return part if part is not None and part.digest == digest else None
+
+    def finished_shards(self) -> set[int]:
+        """Shards whose result is there, by itself or in the merged summary; contents are not looked at."""
+        # In this order: a shard leaves its own file only after the summary that holds it was written.
+        names = [path.stem for path in self.parts.glob("*.bin")]
+        return {int(name) for name in names if name.isdigit()} | set(range(self.merged_shards()))
+
+    def merged_shards(self) -> int:
+        """How many shards the merged summary says that it holds."""
+        try:
+            with open(self.merged, "rb") as handle:
+                return Part.shard_of(handle)
+        except FileNotFoundError:
+            return 0
+
     def remove_parts_before(self, shard: int) -> None:
         """Drop the shards that the merged summary holds."""
         for path in self.parts.glob("*.bin"):
             if path.stem.isdigit() and int(path.stem) < shard:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
     def read_part(self, shard: int, digest: str) -> Part | None:
         """The result of a shard; None where there is none or the file is damaged or of another input."""
@@ -304,11 +357,12 @@ class RunFolder:
                     path.unlink()
             self.parts.rmdir()
 
-    def _remove_temporaries(self) -> None:
-        """Files that a killed process was writing; only called while the folder is locked."""
-        for folder in (self.path, self.parts):
+    def remove_temporaries(self) -> None:
+        """Drop what killed processes were writing; only called while no other process writes."""
+        for folder, name in ((self.path, _TEMPORARY_NAME), (self.parts, _PART_NAME)):
             for leftover in folder.glob("*" + _TEMPORARY):
-                leftover.unlink()
+                if name.fullmatch(leftover.name):
+                    leftover.unlink(missing_ok=True)
 
 
 def _digest(scan: Mapping[str, Any]) -> str:
@@ -325,7 +379,8 @@ def _read(path: Path) -> Part | None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that after any crash it holds the old bytes or the new ones, never a mixture."""
-    temporary = path.with_name(path.name + _TEMPORARY)
+    # Two workers may write one file at once; each writes a temporary of its own, and the last to rename it wins.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{_TEMPORARY}")
     try:
         with open(temporary, "wb") as handle:
             handle.write(data)
@@ -347,26 +402,6 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _lock_file(path: Path, run: Path) -> int:
-    """An open descriptor that holds an exclusive lock on `path`."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two scans into one folder go unnoticed there
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise RunError(f"{run}: another scan is writing it; wait or give another folder with -o") from None
-        # The holder before us removes the file as it leaves: a lock on a removed file protects nothing.
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        os.close(descriptor)
 
 
 def heads_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:

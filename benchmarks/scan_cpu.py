@@ -32,7 +32,7 @@ def make_work(threads: int, documents: int) -> tuple[Work, list[TokenShard]]:
     loaded = load_model("builtin:minilm")
     work = Work(loaded, DEFAULT_SPEC, tag_functions(loaded, None, lambda _: None), 512, 1024, torch.device("cpu"))
     corpus = Corpus(["builtin:docstrings"], CorpusOptions())
-    shards = corpus.shards(corpus.survey(SHARD_SIZE), SHARD_SIZE, frozenset())
+    shards = corpus.shards(corpus.survey(SHARD_SIZE), SHARD_SIZE)
     tokens: list[TokenShard] = []
     while len(tokens) < threads or sum(len(shard.sequences) for shard in tokens) < documents:
         tokens.append(tokenize(next(shards), loaded.tokenizer, 512))

@@ -111,16 +111,17 @@ def test_limit_ends_the_corpus_early(tmp_path: Path) -> None:
     assert documents(path, limit=99) == DOCUMENTS
 
 
-def test_shards_are_consecutive_and_can_be_skipped(tmp_path: Path) -> None:
+def test_shards_are_consecutive_and_can_be_chosen(tmp_path: Path) -> None:
     corpus = Corpus([str(write_jsonl(tmp_path))])
     survey = corpus.survey(THREE)
     assert [(shard.index, shard.texts) for shard in corpus.shards(survey, THREE)] == [
         (0, DOCUMENTS[:3]),
         (1, DOCUMENTS[3:]),
     ]
-    assert [shard.index for shard in corpus.shards(survey, THREE, skip={0})] == [1]
-    assert [shard.index for shard in corpus.shards(survey, THREE, skip={1})] == [0]
-    assert list(corpus.shards(survey, THREE, skip={0, 1})) == []
+    assert [shard.index for shard in corpus.shards(survey, THREE, {1})] == [1]
+    assert [shard.index for shard in corpus.shards(survey, THREE, {0})] == [0]
+    assert list(corpus.shards(survey, THREE, ())) == []
+    assert [shard.index for shard in corpus.shards(survey, THREE, take=lambda shard: shard == 1)] == [1]
 
 
 def test_shards_end_by_documents_or_by_characters_of_what_a_model_reads(tmp_path: Path) -> None:
