@@ -180,24 +180,25 @@ class _Scan:
 
     def _begin(self) -> bool:
         """Find out what there is to do and write it down; gives whether the run is finished already."""
-        known = self._known()
-        self._survey = self._look_through(known)
+        self._survey = self._look_through(self._known())
         self._shards = len(self._survey.shard_digests)
         self._plan = make_plan(self._work, self._corpus, self._survey, SHARD_SIZE)
-        self._check(known)
-        if known is not None and self._is_finished(known):
-            return True
-        if self._claims is None:
-            raise RunError(f"{self._folder.path}: may not be written; check its permissions or give another folder -o")
-        for message in self._survey.faults:
-            self._progress.message(f"left out: {message}")
         digest = hashlib.sha256(json.dumps(identity(self._plan), sort_keys=True).encode()).hexdigest()
         self._ledger = Ledger(self._folder, digest, self._survey.shard_digests, self._progress.message)
-        self._ledger.check()
-        done = self._ledger.done()
+        with self._alone(_MERGING):  # another worker may have finished the run meanwhile
+            known = self._known()
+            self._check(known)
+            if known is not None and self._is_finished(known):
+                return True
+            if self._claims is None:
+                raise RunError(f"{self._folder.path}: may not be written; check its permissions or give another -o")
+            self._ledger.check()
+            done = self._ledger.done()
+            self._write_scan(len(done))
+        for message in self._survey.faults:
+            self._progress.message(f"left out: {message}")
         if done:
             self._progress.message(f"{self._folder.path}: going on after {len(done)} of {self._shards} shards")
-        self._write_scan(len(done))
         self._keep_survey()
         self._progress.start(self._survey.documents, self._documents_of(done))
         return False
@@ -296,6 +297,8 @@ class _Scan:
 
     def _keep(self, result: ShardResult) -> None:
         assert self._claims is not None
+        if self._is_complete():  # others did this shard too: a file system without locks
+            return
         self._ledger.add(result)
         self._claims.give_back(result.index + _FIRST_SHARD)
         if self._claims.take(_MERGING):
@@ -322,6 +325,7 @@ class _Scan:
             digest = self._folder.write_heads([asdict(row) for row in merged.accumulator.rows()])
             self._write_scan(self._shards, status="complete", counts=counts, heads_sha256=digest)
             self._folder.remove_parts()
+            self._folder.remove_temporaries()
             return True
 
     def _documents_of(self, shards: Iterable[int]) -> int:
