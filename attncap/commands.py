@@ -1,8 +1,12 @@
-"""What the command `attncap` understands: scan, report, demo, doctor."""
+"""What the command `attncap` understands: scan, status, report, demo, doctor."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +21,13 @@ from attncap.progress import plural, progress_for
 from attncap.scan import DEFAULT_SPEC, ScanOptions, scan
 from attncap.store import Run
 from attncap.types import AttncapError, StatSpec
+from attncap.workers import print_status, read_status
 
 DEMO_DOCUMENTS = 600
 
-EXIT_CODES = "Exit codes: 0 done, 1 it failed, 2 an argument or the input is wrong, 130 interrupted."
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 it failed, 2 an argument or the input is wrong, 3 not finished (status), 130 interrupted."
+)
 
 app = typer.Typer(
     name="attncap",
@@ -105,8 +112,8 @@ def scan_command(
         str, typer.Option(help="A document of a .txt file is a paragraph or a file.")
     ] = "paragraph",
     on_error: Annotated[
-        str, typer.Option(help="At a document that cannot be read: stop, or skip and count it.")
-    ] = "stop",
+        str, typer.Option(help="At a document that cannot be read: skip and count it, or stop.")
+    ] = "skip",
     max_tokens: Annotated[int | None, typer.Option(help="Cut documents there; default: where the model must.")] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens computed at once; default: by device.")] = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
@@ -144,6 +151,19 @@ def scan_command(
     if find_place().rank == 0:
         _summary(finished)
         typer.echo(f"See it: attncap report {output}")
+
+
+@app.command("status")
+def status_command(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, finished or not.")],
+) -> int:
+    """Say how far RUN is, who is at work on it, how fast, and what was left out.
+
+    Exits with 0 where it is finished, with 3 where not.
+    """
+    status = read_status(run_folder)
+    print_status(status, typer.echo)
+    return 0 if status.complete else 3
 
 
 @app.command("report")
@@ -200,12 +220,31 @@ def _scan(
     place = find_place()
     with progress_for(sys.stderr, f"worker {place.rank} of {place.size}" if place.launched else "") as progress:
         try:
-            return scan(
-                model, corpus, output, spec=spec, corpus_options=corpus_options, options=options, progress=progress
-            )
+            with _termination_interrupts():
+                return scan(
+                    model, corpus, output, spec=spec, corpus_options=corpus_options, options=options, progress=progress
+                )
         except KeyboardInterrupt:
             progress.message(f"{output}: stopped; finished shards are kept, the same command goes on from there")
             raise
+
+
+@contextlib.contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """What launchers and batch systems send to end a process ends the step in progress first, as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _summary(finished: Run) -> None:

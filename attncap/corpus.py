@@ -39,13 +39,13 @@ class CorpusOptions:
     Attributes:
         text_column: column or key that holds the text in .jsonl, .csv, .tsv, .parquet and datasets.
         txt_documents: a document of a .txt file is a "paragraph" (between blank lines) or the whole "file".
-        on_error: at a document that cannot be read, "stop" or "skip" and count it.
+        on_error: at a document that cannot be read, "skip" and count it, or "stop".
         limit: read no more than this many documents; None = all.
     """
 
     text_column: str = "text"
     txt_documents: str = "paragraph"
-    on_error: str = "stop"
+    on_error: str = "skip"
     limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -228,7 +228,9 @@ class Corpus:
         for document in self._read():
             if isinstance(document, Fault):
                 if self.options.on_error == "stop":
-                    raise CorpusError(f"{document.message}; --on-error skip leaves such documents out and counts them")
+                    raise CorpusError(
+                        f"{document.message}; without --on-error stop such documents are left out and counted"
+                    )
                 tally.failed += 1
                 if len(tally.faults) < _FAULTS_KEPT:
                     tally.faults.append(document.message)

@@ -102,6 +102,7 @@ def make_plan(work: Work, corpus: Corpus, survey: Survey, size: ShardSize) -> di
             "fingerprint": survey.fingerprint,
             "options": asdict(corpus.options),
             "documents": survey.documents,
+            "faults": list(survey.faults),
         },
         "spec": {**asdict(work.spec), "offsets": list(work.spec.offsets)},
         "tags": list(work.tags),
@@ -133,7 +134,7 @@ def identity(scan_json: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: scan_json.get(name) for name in kept}
     for name in ("model", "corpus"):
         part = dict(scan_json.get(name) or {})
-        for incidental in ("name", "sources"):
+        for incidental in ("name", "sources", "faults"):
             part.pop(incidental, None)
         found[name] = part
     return found

@@ -20,7 +20,8 @@ class Progress:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.total = 0
-        self.documents = 0
+        self.documents = 0  # done in all
+        self.own_documents = 0  # done since the start
         self.tokens = 0
         self._begun = time.monotonic()
         self._documents_before = 0
@@ -45,6 +46,7 @@ class Progress:
         """So many more are done."""
         with self._lock:
             self.documents += documents
+            self.own_documents += documents
             self.tokens += tokens
             self._show()
 
@@ -56,9 +58,13 @@ class Progress:
     def _show(self) -> None:
         pass
 
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._begun
+
     def rates(self) -> tuple[float, float]:
         """(documents, tokens) per second since the start."""
-        seconds = max(time.monotonic() - self._begun, 1e-9)
+        seconds = max(self.seconds(), 1e-9)
         return (self.documents - self._documents_before) / seconds, self.tokens / seconds
 
     def seconds_left(self) -> float | None:
@@ -72,7 +78,7 @@ class Progress:
         left = self.seconds_left()
         return (
             f"{self.documents}/{plural(self.total, 'document')}, {documents:.1f} documents/s, {tokens:,.0f} tokens/s, "
-            f"{_clock(left) if left is not None else '?'} left"
+            f"{clock(left) if left is not None else '?'} left"
         )
 
 
@@ -157,7 +163,8 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """1:05, or 2:01:05."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -27,10 +27,11 @@ from attncap.extras import require
 from attncap.ledger import Ledger
 from attncap.models import DTYPES, LoadedModel, ModelError, load_model
 from attncap.plan import TAG_NAMES, check_capturable, differences, identity, make_plan, names_another, tag_functions
-from attncap.progress import Progress
+from attncap.progress import Progress, plural
 from attncap.shards import ShardResult, Work, one_thread_per_operator, run_shards
 from attncap.store import Part, Run, RunDamagedError, RunError, RunFolder, RunMismatchError, read_run
 from attncap.types import AttncapError, StatSpec
+from attncap.workers import WorkerNote
 
 SHARD_SIZE = ShardSize()
 """A shard is what a kill costs at most, per worker. Part of what a run is."""
@@ -174,9 +175,11 @@ class _Scan:
             with self._alone(_SETUP):
                 if self._begin():
                     return
-            while not self._is_complete():
-                if not self._compute() and not self._finish():
-                    time.sleep(_SECONDS_BETWEEN_LOOKS)
+            assert self._claims is not None
+            with WorkerNote(self._folder, self._place, self._claims, self._progress) as self._note:
+                while not self._is_complete():
+                    if not self._compute() and not self._finish():
+                        time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def _begin(self) -> bool:
         """Find out what there is to do and write it down; gives whether the run is finished already."""
@@ -195,13 +198,18 @@ class _Scan:
             self._ledger.check()
             done = self._ledger.done()
             self._write_scan(len(done))
-        for message in self._survey.faults:
-            self._progress.message(f"left out: {message}")
+        self._say_faults()
         if done:
             self._progress.message(f"{self._folder.path}: going on after {len(done)} of {self._shards} shards")
         self._keep_survey()
         self._progress.start(self._survey.documents, self._documents_of(done))
         return False
+
+    def _say_faults(self) -> None:
+        for message in self._survey.faults:
+            self._progress.message(f"left out: {message}")
+        if more := self._survey.failed - len(self._survey.faults):
+            self._progress.message(f"left out: {plural(more, 'more document')} that cannot be read")
 
     def _look_through(self, known: Mapping[str, Any] | None) -> Survey:
         """The survey of the corpus: an earlier one where no file has changed since, in a run that is not finished."""
@@ -309,6 +317,7 @@ class _Scan:
             finally:
                 self._claims.give_back(_MERGING)
             self._progress.reached(self._documents_of(done))
+            self._note.write()
 
     def _finish(self) -> bool:
         """Replace the shards by heads.parquet, where all are there."""

@@ -51,7 +51,7 @@ _LONGEST_HEADER = 1 << 16
 _TEMPORARY = ".tmp"
 _OWN_DIGEST = "sha256"
 _TEMPORARY_NAME = re.compile(r"(scan\.json|\w+\.parquet)(\.[0-9a-f]+)?\.tmp")
-_PART_NAME = re.compile(r"(\d+|merged|survey)\.bin(\.[0-9a-f]+\.tmp)?")
+_PART_NAME = re.compile(r"((\d+|merged|survey)\.bin|worker-[0-9a-f]+\.json)(\.[0-9a-f]+\.tmp)?")
 
 
 class RunError(AttncapError, RuntimeError):

@@ -182,9 +182,9 @@ def test_a_document_that_cannot_be_read_is_named_or_counted(tmp_path: Path, case
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(CorpusError, match=message) as caught:
-        survey_of(path)
-    assert "--on-error skip" in str(caught.value)
-    survey = survey_of(path, on_error="skip")
+        survey_of(path, on_error="stop")
+    assert "without --on-error stop" in str(caught.value)
+    survey = survey_of(path)
     assert survey.failed == 1
     assert survey.documents >= 1
     assert len(survey.faults) == 1
@@ -202,12 +202,12 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CorpusError, match=r"c\.parquet: not a Parquet file that can be read"):
-        survey_of(path)
+        survey_of(path, on_error="stop")
 
 
 def test_numbers_in_a_parquet_column_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"c\.parquet: row 1: expected text in 'n', got int"):
-        survey_of(write_parquet(tmp_path), text_column="n")
+        survey_of(write_parquet(tmp_path), text_column="n", on_error="stop")
 
 
 @pytest.mark.parametrize(

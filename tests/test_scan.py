@@ -321,7 +321,11 @@ def test_damaged_shards_are_computed_again(
 ) -> None:
     monkeypatch.setattr(scan_module, "_SHARDS_BETWEEN_MERGES", between)
     stopped_run(folder, tmp_path / "run", 4, monkeypatch)
-    parts = [path for path in sorted((tmp_path / "run" / "parts").iterdir()) if path.name != "survey.bin"]
+    parts = [
+        path
+        for path in sorted((tmp_path / "run" / "parts").iterdir())
+        if path.suffix == ".bin" and path.stem != "survey"
+    ]
     assert [path.name for path in parts] == {
         1: ["00003.bin", "merged.bin"],
         2: ["00002.bin", "00003.bin", "merged.bin"],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -13,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from attncap import cli
 from attncap.claims import Claims, LauncherError, Place, find_place
 from attncap.store import RunFolder, read_run
+from attncap.workers import read_status
 from tests import tiny
 
 DOCUMENTS = 640  # twenty shards of 32 documents, as in `tiny.CommandHost`
@@ -186,3 +190,73 @@ def test_a_launcher_says_which_worker_this_is(environment: dict[str, str], place
 def test_a_place_that_cannot_be_is_refused(rank: str, message: str) -> None:
     with pytest.raises(LauncherError, match=message):
         find_place({"RANK": rank, "WORLD_SIZE": "8"})
+
+
+# Status.
+
+
+def status_of(run: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    code = cli.main(["status", str(run)])
+    return code, capsys.readouterr().out
+
+
+def test_status_tells_a_finished_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = status_of(folder / "whole", capsys)
+    assert code == 0
+    assert said == f"{folder / 'whole'}: complete; 20 of 20 shards (100.0 %) of 640 documents\n"
+
+
+def test_status_names_workers_that_died_and_documents_left_out(
+    folder: Path, tmp_path: Path, host: tiny.CommandHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tiny.write_jsonl(tmp_path / "corpus.jsonl", [*tiny.texts(3000, seed=3), 5])
+    scan = ["scan", folder / "model", corpus, "-o", tmp_path / "run"]
+    host.run(scan, signal.SIGKILL, 0.2, after=tmp_path / "run" / "parts" / "00001.bin")
+    code, said = status_of(tmp_path / "run", capsys)
+    assert code == 3
+    assert "not finished, and nobody is at work" in said
+    assert re.search(r"worker 0 of 1 on \S+ \(process \d+\): died; its shard in progress is done again", said)
+    assert "1 document left out because they could not be read" in said
+    assert "corpus.jsonl:3001: expected text in 'text', got int" in said
+    assert "The same `attncap scan` command goes on" in said
+
+
+def test_status_sees_workers_at_work_and_how_they_ended(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder / "whole", tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    scan = run.read_scan()
+    assert scan is not None
+    run.write_scan({**scan, "status": "running"})
+    program = (
+        "import sys; from pathlib import Path; from attncap.claims import Claims, Place\n"
+        "from attncap.progress import Progress; from attncap.store import RunFolder; from attncap import workers\n"
+        "run = RunFolder(Path(sys.argv[1])); progress = Progress(); claims = run.claims()\n"
+        "with workers.WorkerNote(run, Place(1, 3), claims, progress) as note:\n"
+        "    progress.start(640, 0); progress.advance(100, 2200); note.write(); print(flush=True); sys.stdin.read()\n"
+        "    raise RuntimeError('the model failed')\n"
+    )
+    command = [sys.executable, "-c", program, str(run.path)]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=subprocess.DEVNULL) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        code, said = status_of(run.path, capsys)
+        assert code == 3
+        assert "running; 0 of 20 shards" in said
+        assert re.search(r"1 worker at work: [\d,]+ tokens/s, [\d,.]+ documents/s, about \d+:\d\d left", said)
+        assert re.search(r"worker 1 of 3 on \S+ \(process \d+\): 100 documents, [\d,]+ tokens/s", said)
+        worker.communicate()
+    _, said = status_of(run.path, capsys)
+    assert re.search(r"worker 1 of 3 on \S+ \(process \d+\): the model failed", said)
+    assert read_status(run.path).died[0].documents == 100
+
+
+def test_a_termination_signal_is_an_interrupt(folder: Path, tmp_path: Path, host: tiny.CommandHost) -> None:
+    corpus = tiny.write_jsonl(tmp_path / "corpus.jsonl", tiny.texts(3000, seed=3))
+    scan = ["scan", folder / "model", corpus, "-o", tmp_path / "run"]
+    code, _ = host.run(scan, signal.SIGTERM, 0.2, after=tmp_path / "run" / "scan.json")
+    assert code == 130, host.log()
+    assert "stopped; finished shards are kept, the same command goes on from there" in host.log()
+    assert "Traceback" not in host.log()
+    assert [note.state for note in read_status(tmp_path / "run").ended] == ["stopped"]
