@@ -16,10 +16,12 @@ import attncap
 from attncap.claims import find_place
 from attncap.corpus import CorpusOptions
 from attncap.models import BUILTIN_MINILM, DTYPES
+from attncap.options import ScanOptions
 from attncap.plan import DEFAULT_TAGS, TAG_NAMES
 from attncap.progress import plural, progress_for
-from attncap.scan import DEFAULT_SPEC, ScanOptions, scan
+from attncap.scan import DEFAULT_SPEC, scan
 from attncap.store import Run
+from attncap.tables import KINDS
 from attncap.types import AttncapError, StatSpec
 from attncap.workers import print_status, read_status
 
@@ -85,7 +87,7 @@ def scan_command(
         list[str],
         typer.Argument(
             metavar="CORPUS...",
-            help=".txt, .jsonl, .csv, .tsv, .parquet files, folders, globs, dataset ids or builtin:docstrings.",
+            help=".txt, .jsonl, .csv, .tsv, .parquet files, images, folders, globs, datasets or builtin:docstrings.",
         ),
     ],
     output: RunFolderOption,
@@ -107,13 +109,20 @@ def scan_command(
         typer.Option(help=f"Out of {', '.join(TAG_NAMES)}; or off.", show_default=",".join(DEFAULT_TAGS)),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Read no more than this many documents.")] = None,
-    text_column: Annotated[str, typer.Option(help="Column or key that holds the text.")] = "text",
+    text_column: Annotated[str, typer.Option(help="Column or key that holds the text, token ids or image.")] = "text",
     txt_documents: Annotated[
         str, typer.Option(help="A document of a .txt file is a paragraph or a file.")
     ] = "paragraph",
     on_error: Annotated[
         str, typer.Option(help="At a document that cannot be read: skip and count it, or stop.")
     ] = "skip",
+    group_by: Annotated[
+        str | None, typer.Option(help="Column that names each document's group; folder for files without columns.")
+    ] = None,
+    keep: Annotated[
+        str,
+        typer.Option(help=f"Tables of single documents to write: {' or '.join(KINDS)} (with --limit); or off."),
+    ] = "off",
     max_tokens: Annotated[int | None, typer.Option(help="Cut documents there; default: where the model must.")] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens computed at once; default: by device.")] = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
@@ -139,9 +148,15 @@ def scan_command(
             collision=collision,
             received=received,
         )
-        corpus_options = CorpusOptions(text_column, txt_documents, on_error, limit)
+        corpus_options = CorpusOptions(text_column, txt_documents, on_error, limit, group_by)
         options = ScanOptions(
-            None if tags is None else tuple(_listed(tags)), max_tokens, batch_tokens, dtype, device, workers
+            tags=None if tags is None else tuple(_listed(tags)),
+            max_tokens=max_tokens,
+            batch_tokens=batch_tokens,
+            dtype=dtype,
+            device=device,
+            workers=workers,
+            keep=tuple(_listed(keep)),
         )
     except UsageError:
         raise

@@ -8,13 +8,18 @@ up again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from attncap.accumulate import Accumulator
+from attncap.parts import Part
 from attncap.shards import ShardResult
-from attncap.store import Part, RunFolder
+from attncap.store import RunFolder
+
+
+class PartDamagedError(Exception):
+    """A part of a run is not what was written."""
 
 
 @dataclass
@@ -33,15 +38,22 @@ class Ledger:
         folder: where they lie.
         identity: digest of what makes the run the run it is.
         shard_digests: one digest of the documents of each shard.
+        keep: kinds of tables that a shard has beside its summary.
         say: told about what was found damaged.
     """
 
     def __init__(
-        self, folder: RunFolder, identity: str, shard_digests: Sequence[bytes], say: Callable[[str], None]
+        self,
+        folder: RunFolder,
+        identity: str,
+        shard_digests: Sequence[bytes],
+        keep: Sequence[str],
+        say: Callable[[str], None],
     ) -> None:
         self._folder = folder
         self._identity = identity.encode()
         self._shard_digests = shard_digests
+        self._keep = keep
         self._say = say
 
     def check(self) -> None:
@@ -58,15 +70,22 @@ class Ledger:
 
     def done(self) -> set[int]:
         """The shards that need no work."""
-        return self._folder.finished_shards()
+        done = self._folder.finished_shards()
+        for kind in self._keep:
+            done &= self._folder.shards_with_table(kind)
+        return done
 
     def is_done(self, shard: int) -> bool:
         """Whether a shard needs no work."""
+        if not all(self._folder.table_part_path(kind, shard).exists() for kind in self._keep):
+            return False
         return self._folder.part_path(shard).exists() or shard < self._folder.merged_shards()
 
     def add(self, result: ShardResult) -> None:
-        """Keep the result of a shard."""
+        """Keep the result of a shard; its summary last, which says that the rest is there."""
         digest = self._part_digest(result.index)
+        for kind in self._keep:
+            self._folder.write_table_part(kind, Part(result.index, digest, {}, result.tables[kind]))
         self._folder.write_part(Part(result.index, digest, result.counts, result.accumulator.to_bytes()))
 
     def merge(self, at_least: int) -> None:
@@ -100,6 +119,19 @@ class Ledger:
                 merged.counts[name] = merged.counts.get(name, 0) + count
             merged.shards += 1
         return merged
+
+    def tables(self, kind: str) -> Iterator[bytes]:
+        """The shares of a table in the order of the shards.
+
+        Raises:
+            PartDamagedError: one was damaged since it was written; it was dropped, and its shard is no longer done.
+        """
+        for shard in range(len(self._shard_digests)):
+            part = self._folder.read_table_part(kind, shard, self._part_digest(shard))
+            if part is None:
+                self._drop(self._folder.table_part_path(kind, shard), "it is computed again")
+                raise PartDamagedError
+            yield part.payload
 
     def _following(self) -> int:
         """How many shards after the merged ones are there without a gap."""

@@ -38,7 +38,7 @@ class ModelError(AttncapError, ValueError):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode with its tokenizer.
+    """A model in evaluation mode with its tokenizer, or its image processor.
 
     Attributes:
         name: as the user gave it.
@@ -46,6 +46,8 @@ class LoadedModel:
         layers, heads: as its configuration says.
         fingerprint: sha256 over configuration, weights and tokenizer.
         max_tokens: longest sequence it takes, special tokens included; None where nothing limits it.
+        image_processor: where it reads images; there is no tokenizer then.
+        patches: how many patches an image has, the class token included.
     """
 
     model: nn.Module
@@ -56,6 +58,14 @@ class LoadedModel:
     heads: int
     fingerprint: str
     max_tokens: int | None
+    image_processor: Any = None
+    patches: int = 0
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens it knows; None where that cannot be told."""
+        embeddings = self.model.get_input_embeddings()  # type: ignore[operator]
+        return embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else None
 
 
 def load_model(name: str, *, dtype: str = "auto", device: str = "cpu") -> LoadedModel:
@@ -67,7 +77,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu") -> Loaded
         device: a torch device.
 
     Raises:
-        ModelError: there is no such model, or it is not one that reads text.
+        ModelError: there is no such model, or it is not one that reads text or images.
         MissingExtraError: transformers, or the package of a built-in model, is not installed.
     """
     transformers = require("transformers", "scan")
@@ -78,11 +88,14 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu") -> Loaded
         if not local:
             _check_hub(name)
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=local)
+            config = transformers.AutoConfig.from_pretrained(place, local_files_only=local)
+            reads_images = hasattr(config, "num_channels") and not hasattr(config, "vocab_size")
+            reader = transformers.AutoImageProcessor if reads_images else transformers.AutoTokenizer
+            reader = reader.from_pretrained(place, local_files_only=local)
             model = transformers.AutoModel.from_pretrained(place, local_files_only=local, dtype=DTYPES[dtype])
         except (OSError, ValueError, KeyError, ImportError) as error:
             refuse_interrupt(error)
-            raise ModelError(f"{name}: cannot be loaded as a model of text ({_first_line(error)})") from error
+            raise ModelError(f"{name}: cannot be loaded as a model of text or images ({_first_line(error)})") from error
         except Exception as error:  # a damaged file of weights, among others, raises the library's own
             refuse_interrupt(error)
             raise ModelError(
@@ -92,7 +105,9 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu") -> Loaded
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     model = model.eval().requires_grad_(False)
-    _check_tokenizer(name, tokenizer, model)
+    tokenizer = None if reads_images else reader
+    if tokenizer is not None:
+        _check_tokenizer(name, tokenizer, model)
     text_config = model.config.get_text_config()
     return LoadedModel(
         model=model.to(device),
@@ -101,8 +116,10 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu") -> Loaded
         architecture=architecture,
         layers=int(getattr(text_config, "num_hidden_layers", 0)),
         heads=int(getattr(text_config, "num_attention_heads", 0)),
-        fingerprint=_fingerprint(model, tokenizer),
-        max_tokens=_max_tokens(model, tokenizer),
+        fingerprint=_fingerprint(model, reader),
+        max_tokens=None if tokenizer is None else _max_tokens(model, tokenizer),
+        image_processor=reader if reads_images else None,
+        patches=_patches(text_config) if reads_images else 0,
     )
 
 
@@ -187,7 +204,15 @@ def _max_tokens(model: nn.Module, tokenizer: Any) -> int | None:
     return shortest if shortest < _NO_LIMIT else None
 
 
-def _fingerprint(model: nn.Module, tokenizer: Any) -> str:
+def _patches(config: Any) -> int:
+    """(image size / patch size)², and the class token; 1 where the configuration does not say."""
+    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if not isinstance(image, int) or not isinstance(patch, int):
+        return 1
+    return (image // patch) ** 2 + 1
+
+
+def _fingerprint(model: nn.Module, reader: Any) -> str:
     digest = hashlib.sha256()
     config = {name: value for name, value in model.config.to_dict().items() if not _incidental(name)}  # type: ignore[operator, union-attr]
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
@@ -196,6 +221,10 @@ def _fingerprint(model: nn.Module, tokenizer: Any) -> str:
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    if not hasattr(reader, "get_vocab"):
+        digest.update(json.dumps(reader.to_dict(), sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+    tokenizer = reader
     digest.update(json.dumps(sorted(tokenizer.get_vocab().items()), default=str).encode())
     digest.update(json.dumps(sorted(tokenizer.special_tokens_map.items()), default=str).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)

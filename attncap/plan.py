@@ -50,6 +50,8 @@ def tag_functions(
 
 def _lacking(tag: str, tokenizer: Any) -> str | None:
     """Why a tag is not to be had with a tokenizer."""
+    if tokenizer is None:
+        return "it reads images, which have no tokens"
     if tag == "special_tokens" and not tokenizer.all_special_ids:
         return "its tokenizer has no special tokens"
     if tag == "segment" and "token_type_ids" not in tokenizer.model_input_names:
@@ -102,6 +104,7 @@ def make_plan(work: Work, corpus: Corpus, survey: Survey, size: ShardSize) -> di
             "fingerprint": survey.fingerprint,
             "options": asdict(corpus.options),
             "documents": survey.documents,
+            "groups": survey.groups,
             "faults": list(survey.faults),
         },
         "spec": {**asdict(work.spec), "offsets": list(work.spec.offsets)},
@@ -113,6 +116,7 @@ def make_plan(work: Work, corpus: Corpus, survey: Survey, size: ShardSize) -> di
             "batch_tokens": work.batch_tokens,
             "dtype": str(dtype).removeprefix("torch."),
             "device": work.device.type,
+            "keep": list(work.keep),
         },
         "versions": {
             "attncap": attncap.__version__,

@@ -10,12 +10,14 @@ of the shards, then whatever no other worker has claimed, and whoever finds all 
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,15 @@ import torch
 from attncap.claims import Claims, Place, find_place
 from attncap.corpus import Corpus, CorpusOptions, ShardSize, Survey
 from attncap.extras import require
-from attncap.ledger import Ledger
-from attncap.models import DTYPES, LoadedModel, ModelError, load_model
-from attncap.plan import TAG_NAMES, check_capturable, differences, identity, make_plan, names_another, tag_functions
+from attncap.ledger import Ledger, Merged, PartDamagedError
+from attncap.models import LoadedModel, ModelError, load_model
+from attncap.options import ScanOptions
+from attncap.parts import Part
+from attncap.plan import check_capturable, differences, identity, make_plan, names_another, tag_functions
 from attncap.progress import Progress, plural
 from attncap.shards import ShardResult, Work, one_thread_per_operator, run_shards
-from attncap.store import Part, Run, RunDamagedError, RunError, RunFolder, RunMismatchError, read_run
+from attncap.store import Run, RunDamagedError, RunError, RunFolder, RunMismatchError, read_run
+from attncap.tables import ROWS, estimated_bytes, write_table
 from attncap.types import AttncapError, StatSpec
 from attncap.workers import WorkerNote
 
@@ -43,46 +48,12 @@ _BATCH_TOKENS = {"cpu": 1024}
 _BATCH_TOKENS_ELSEWHERE = 16384
 
 _SHARDS_BETWEEN_MERGES = 16
+_TOKENS_OF_A_DOCUMENT = 2048  # for an estimate, where nothing cuts it
 _SECONDS_BETWEEN_LOOKS = 0.2  # while other workers have what is left
 
 # What is claimed: to be the one who sets a run up, to be the one who merges, and each shard.
 _SETUP, _MERGING, _FIRST_SHARD = range(3)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@dataclass(frozen=True)
-class ScanOptions:
-    """How a scan is computed.
-
-    Attributes:
-        tags: names out of `TAG_NAMES`; each is a statistic. None = those of `DEFAULT_TAGS` that the tokenizer allows.
-        max_tokens: cut documents there instead of at the model's own length, where that is longer.
-        batch_tokens: how many tokens are computed at once; None = what suits the device.
-        dtype: one of `attncap.models.DTYPES`.
-        device: a torch device; "auto" takes the GPU where there is one.
-        workers: shards computed at once; None = the CPU threads that torch has. Without influence on the result.
-    """
-
-    tags: tuple[str, ...] | None = None
-    max_tokens: int | None = None
-    batch_tokens: int | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    workers: int | None = None
-
-    def __post_init__(self) -> None:
-        tags = self.tags or ()
-        for tag in tags:
-            if tag not in TAG_NAMES:
-                raise ValueError(f"tags: expected names out of {', '.join(TAG_NAMES)}, got {tag!r}")
-            if tags.count(tag) > 1:
-                raise ValueError(f"tags: expected each name once, got {tag} {tags.count(tag)} times")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        for name, low in (("max_tokens", 3), ("batch_tokens", 1), ("workers", 1)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"{name}: expected at least {low}, got {value}")
 
 
 DEFAULT_OPTIONS = ScanOptions()
@@ -117,6 +88,8 @@ def scan(
     progress = progress or Progress()
     folder.check_usable()
     require("pyarrow", "scan")  # rather now than after the work
+    if ROWS in options.keep and corpus_options.limit is None:
+        raise ValueError("keep: rows is for single examples, so it needs a limit of documents as well")
     documents = Corpus(corpus, corpus_options)
     place = find_place()
     device = _device(options.device, place)
@@ -167,7 +140,8 @@ class _Scan:
         self._threads = torch.get_num_threads()
         limits = [limit for limit in (loaded.max_tokens, options.max_tokens) if limit is not None]
         batch_tokens = options.batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)
-        self._work = Work(loaded, spec, tags, min(limits, default=None), batch_tokens, device)
+        longest, keep = min(limits, default=None), tuple(dict.fromkeys(options.keep))
+        self._work = Work(loaded, spec, tags, longest, batch_tokens, device, keep, progress.message)
 
     def run(self) -> None:
         """Do what is left to do, beside the other workers of the run if there are any."""
@@ -187,7 +161,7 @@ class _Scan:
         self._shards = len(self._survey.shard_digests)
         self._plan = make_plan(self._work, self._corpus, self._survey, SHARD_SIZE)
         digest = hashlib.sha256(json.dumps(identity(self._plan), sort_keys=True).encode()).hexdigest()
-        self._ledger = Ledger(self._folder, digest, self._survey.shard_digests, self._progress.message)
+        self._ledger = Ledger(self._folder, digest, self._survey.shard_digests, self._work.keep, self._progress.message)
         with self._alone(_MERGING):  # another worker may have finished the run meanwhile
             known = self._known()
             self._check(known)
@@ -195,6 +169,7 @@ class _Scan:
                 return True
             if self._claims is None:
                 raise RunError(f"{self._folder.path}: may not be written; check its permissions or give another -o")
+            self._estimate()
             self._ledger.check()
             done = self._ledger.done()
             self._write_scan(len(done))
@@ -208,8 +183,24 @@ class _Scan:
     def _say_faults(self) -> None:
         for message in self._survey.faults:
             self._progress.message(f"left out: {message}")
-        if more := self._survey.failed - len(self._survey.faults):
-            self._progress.message(f"left out: {plural(more, 'more document')} that cannot be read")
+        if self._survey.failed > len(self._survey.faults):
+            self._progress.message(f"left out in all: {plural(self._survey.failed, 'document')} that cannot be read")
+
+    def _estimate(self) -> None:
+        """Say how large the tables of single documents become, and refuse where the disk is too small for them."""
+        work, needed = self._work, 0
+        for kind in work.keep:
+            heads = work.loaded.layers * work.loaded.heads
+            longest = work.max_tokens or _TOKENS_OF_A_DOCUMENT
+            size = estimated_bytes(kind, self._survey.documents, longest, heads, work.spec, len(work.tags))
+            needed += size
+            self._progress.message(f"{self._folder.table(kind)}: about {max(1, size >> 20):,} MiB at most")
+        free = shutil.disk_usage(self._folder.path).free
+        if 2 * needed > free:  # the shards' shares, and the whole
+            raise RunError(
+                f"{self._folder.path}: --keep {','.join(work.keep)} may take {2 * needed >> 20:,} MiB while it is "
+                f"written, and {free >> 20:,} MiB are free; give --limit, or a folder elsewhere with -o"
+            )
 
     def _look_through(self, known: Mapping[str, Any] | None) -> Survey:
         """The survey of the corpus: an earlier one where no file has changed since, in a run that is not finished."""
@@ -255,11 +246,11 @@ class _Scan:
     def _is_finished(self, known: Mapping[str, Any]) -> bool:
         if known.get("status") != "complete":
             return False
-        if self._folder.heads_are_intact(known):
+        if self._folder.heads_are_intact(known) and self._folder.tables_are_intact(known):
             self._folder.remove_parts()
             self._progress.message(f"{self._folder.path}: complete and intact, nothing to do")
             return True
-        self._progress.message(f"{self._folder.heads}: missing or damaged, it is computed again")
+        self._progress.message(f"{self._folder.path}: a table is missing or damaged, it is computed again")
         return False
 
     def _is_complete(self) -> bool:
@@ -329,13 +320,25 @@ class _Scan:
                 return False
             counts = dict(merged.counts)
             counts["empty_documents"] += self._survey.empty
-            counts["failed_documents"] = self._survey.failed
+            counts["failed_documents"] += self._survey.failed
             counts["nonfinite_rows"] = merged.accumulator.nonfinite_rows()
+            try:
+                changes = {"tables_sha256": self._write_tables(merged)} if self._work.keep else {}
+            except PartDamagedError:
+                return False
             digest = self._folder.write_heads([asdict(row) for row in merged.accumulator.rows()])
-            self._write_scan(self._shards, status="complete", counts=counts, heads_sha256=digest)
+            self._write_scan(self._shards, status="complete", counts=counts, heads_sha256=digest, **changes)
             self._folder.remove_parts()
             self._folder.remove_temporaries()
             return True
+
+    def _write_tables(self, merged: Merged) -> dict[str, str]:
+        """Put the tables of single documents together; gives the sha256 of each."""
+
+        def write(kind: str, path: Path) -> None:
+            write_table(path, self._ledger.tables(kind), merged.accumulator.modules)
+
+        return {kind: self._folder.write_table(kind, functools.partial(write, kind)) for kind in self._work.keep}
 
     def _documents_of(self, shards: Iterable[int]) -> int:
         return sum(self._survey.shard_documents[shard] for shard in shards)

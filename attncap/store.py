@@ -12,20 +12,21 @@ import io
 import json
 import os
 import re
-import secrets
-import struct
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from attncap.claims import Claims, is_held_alone, lock_file
 from attncap.extras import require
+from attncap.parts import TEMPORARY, Part, digest_of_file, whole_file, write_whole
 from attncap.types import AttncapError
 
 if TYPE_CHECKING:
     import pyarrow
+
+TABLES = ("sequences", "rows")
+"""Kinds of tables of single documents that a run may hold beside heads.parquet."""
 
 RUN_FORMAT = 2
 """Layout of a run folder; a run of another number is refused."""
@@ -46,12 +47,9 @@ HEADS_COLUMNS = (
     "p95",
 )
 
-_PART_MAGIC = b"attncap part 1\n"
-_LONGEST_HEADER = 1 << 16
-_TEMPORARY = ".tmp"
 _OWN_DIGEST = "sha256"
 _TEMPORARY_NAME = re.compile(r"(scan\.json|\w+\.parquet)(\.[0-9a-f]+)?\.tmp")
-_PART_NAME = re.compile(r"((\d+|merged|survey)\.bin|worker-[0-9a-f]+\.json)(\.[0-9a-f]+\.tmp)?")
+_PART_NAME = re.compile(r"((\d+(\.\w+)?|merged|survey)\.bin|worker-[0-9a-f]+\.json)(\.[0-9a-f]+\.tmp)?")
 
 
 class RunError(AttncapError, RuntimeError):
@@ -114,46 +112,6 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         return Run(path=folder.path, heads=file.read(use_threads=False), scan=scan)
 
 
-@dataclass(frozen=True)
-class Part:
-    """A summary on disk: that of one shard, or the merged one of all shards before `shard`."""
-
-    shard: int
-    digest: str  # of what went in: the run's identity and the documents
-    counts: dict[str, int]
-    payload: bytes  # an accumulator's bytes
-
-    def to_bytes(self) -> bytes:
-        """magic, sha256 of the rest, length of the header, header as JSON, payload compressed."""
-        fields = {"shard": self.shard, "digest": self.digest, "counts": self.counts}
-        header = json.dumps(fields, sort_keys=True).encode()
-        body = struct.pack("<Q", len(header)) + header + zlib.compress(self.payload, 1)
-        return _PART_MAGIC + hashlib.sha256(body).digest() + body
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Part | None:
-        """The part, or None where the bytes are not one, whole and unchanged."""
-        start = len(_PART_MAGIC) + 32
-        body = data[start:]
-        if data[: len(_PART_MAGIC)] != _PART_MAGIC or hashlib.sha256(body).digest() != data[len(_PART_MAGIC) : start]:
-            return None
-        (length,) = struct.unpack_from("<Q", body)
-        header = json.loads(body[8 : 8 + length])
-        return cls(header["shard"], header["digest"], header["counts"], zlib.decompress(body[8 + length :]))
-
-    @staticmethod
-    def shard_of(handle: BinaryIO) -> int:
-        """The number at the head of a part's file, unverified; 0 where there is none."""
-        start = handle.read(len(_PART_MAGIC) + 32 + 8)
-        if len(start) < len(_PART_MAGIC) + 40 or not start.startswith(_PART_MAGIC):
-            return 0
-        (length,) = struct.unpack("<Q", start[-8:])
-        try:
-            return int(json.loads(handle.read(min(length, _LONGEST_HEADER)))["shard"])
-        except (ValueError, KeyError, TypeError):
-            return 0
-
-
 class RunFolder:
     """The files of one run: where they lie, how they are written, how they are checked."""
 
@@ -201,6 +159,7 @@ class RunFolder:
             return
         # What a run is made of without its scan.json: a scan was killed early, or the file was lost.
         known = {self.lock_file.name, self.claims_file.name, self.heads.name, self.parts.name, "report.html"}
+        known |= {self.table(kind).name for kind in TABLES}
         foreign = sorted(
             entry.name
             for entry in self.path.iterdir()
@@ -297,8 +256,41 @@ class RunFolder:
         Args:
             digest_of: number of shards -> the digest that a summary of so many must have.
         """
-        part = _read(self.merged)
+        part = Part.read(self.merged)
         return part if part is not None and part.digest == digest_of(part.shard) else None
+
+    def table(self, kind: str) -> Path:
+        """Where a table of single documents lies."""
+        return self.path / f"{kind}.parquet"
+
+    def table_part_path(self, kind: str, shard: int) -> Path:
+        """Where a shard's share of such a table lies."""
+        return self.parts / f"{shard:05d}.{kind}.bin"
+
+    def write_table_part(self, kind: str, part: Part) -> None:
+        """Add a shard's share of a table."""
+        self.parts.mkdir(exist_ok=True)
+        write_whole(self.table_part_path(kind, part.shard), part.to_bytes())
+
+    def read_table_part(self, kind: str, shard: int, digest: str) -> Part | None:
+        """A shard's share of a table; None where there is none or the file is damaged or of another input."""
+        part = Part.read(self.table_part_path(kind, shard))
+        return part if part is not None and (part.shard, part.digest) == (shard, digest) else None
+
+    def shards_with_table(self, kind: str) -> set[int]:
+        """Shards whose share of a table is there; contents are not looked at."""
+        return {int(path.name.partition(".")[0]) for path in self.parts.glob(f"*.{kind}.bin")}
+
+    def write_table(self, kind: str, write: Callable[[Path], None]) -> str:
+        """Have a table written, whole or not at all; gives its sha256."""
+        with whole_file(self.table(kind)) as temporary:
+            write(temporary)
+        return digest_of_file(self.table(kind))
+
+    def tables_are_intact(self, scan: Mapping[str, Any]) -> bool:
+        """Whether the tables of single documents are the files that scan.json speaks of."""
+        kept = scan.get("tables_sha256", {})
+        return all(self.table(kind).is_file() and digest_of_file(self.table(kind)) == kept[kind] for kind in kept)
 
     def write_survey(self, part: Part) -> None:
         """Keep what a pass over the corpus found."""
@@ -307,7 +299,7 @@ class RunFolder:
 
     def read_survey(self, digest: str) -> Part | None:
         """What an earlier pass over the same files found; None where there is none."""
-        part = _read(self.survey)
+        part = Part.read(self.survey)
         return part if part is not None and part.digest == digest else None
 
     def finished_shards(self) -> set[int]:
@@ -332,7 +324,7 @@ class RunFolder:
 
     def read_part(self, shard: int, digest: str) -> Part | None:
         """The result of a shard; None where there is none or the file is damaged or of another input."""
-        part = _read(self.part_path(shard))
+        part = Part.read(self.part_path(shard))
         return part if part is not None and (part.shard, part.digest) == (shard, digest) else None
 
     def write_heads(self, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -360,7 +352,7 @@ class RunFolder:
     def remove_temporaries(self) -> None:
         """Drop what killed processes were writing; only called while no other process writes."""
         for folder, name in ((self.path, _TEMPORARY_NAME), (self.parts, _PART_NAME)):
-            for leftover in folder.glob("*" + _TEMPORARY):
+            for leftover in folder.glob("*" + TEMPORARY):
                 if name.fullmatch(leftover.name):
                     leftover.unlink(missing_ok=True)
 
@@ -368,40 +360,6 @@ class RunFolder:
 def _digest(scan: Mapping[str, Any]) -> str:
     """sha256 of what scan.json says, however it is laid out."""
     return hashlib.sha256(json.dumps(scan, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: Path) -> Part | None:
-    try:
-        return Part.from_bytes(path.read_bytes())
-    except FileNotFoundError:
-        return None
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that after any crash it holds the old bytes or the new ones, never a mixture."""
-    # Two workers may write one file at once; each writes a temporary of its own, and the last to rename it wins.
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{_TEMPORARY}")
-    try:
-        with open(temporary, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system lets a folder be synced."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def heads_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from attncap.claims import Claims, Place
+from attncap.parts import write_whole
 from attncap.progress import Progress, clock, plural
-from attncap.store import RunFolder, RunMismatchError, write_whole
+from attncap.store import RunFolder, RunMismatchError
 
 WORKING, DONE, STOPPED, FAILED = "working", "done", "stopped", "failed"
 

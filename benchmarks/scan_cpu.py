@@ -20,29 +20,30 @@ import torch
 
 from attncap.capture import Capture
 from attncap.corpus import Corpus, CorpusOptions
+from attncap.encode import EncodedShard, batches, encode, pad
 from attncap.models import load_model
 from attncap.plan import tag_functions
 from attncap.scan import DEFAULT_SPEC, SHARD_SIZE
-from attncap.shards import TokenShard, Work, _open_captures, _run_shard, batches, one_thread_per_operator, pad, tokenize
+from attncap.shards import Work, _open_captures, _run_shard, one_thread_per_operator
 from benchmarks.machine import describe, medians
 
 
-def make_work(threads: int, documents: int) -> tuple[Work, list[TokenShard]]:
+def make_work(threads: int, documents: int) -> tuple[Work, list[EncodedShard]]:
     """What a scan of the docstrings does, and its first documents as token ids."""
     loaded = load_model("builtin:minilm")
     work = Work(loaded, DEFAULT_SPEC, tag_functions(loaded, None, lambda _: None), 512, 1024, torch.device("cpu"))
     corpus = Corpus(["builtin:docstrings"], CorpusOptions())
     shards = corpus.shards(corpus.survey(SHARD_SIZE), SHARD_SIZE)
-    tokens: list[TokenShard] = []
+    tokens: list[EncodedShard] = []
     while len(tokens) < threads or sum(len(shard.sequences) for shard in tokens) < documents:
-        tokens.append(tokenize(next(shards), loaded.tokenizer, 512))
+        tokens.append(encode(next(shards), loaded, 512))
     return work, tokens
 
 
-def run_plain(work: Work, shards: list[TokenShard], threads: int) -> None:
+def run_plain(work: Work, shards: list[EncodedShard], threads: int) -> None:
     """The model as it is."""
 
-    def run(shard: TokenShard) -> None:
+    def run(shard: EncodedShard) -> None:
         for batch in batches(shard.sequences, work.batch_tokens):
             with torch.inference_mode():
                 work.loaded.model(**pad(batch, work.loaded.tokenizer))
@@ -51,7 +52,7 @@ def run_plain(work: Work, shards: list[TokenShard], threads: int) -> None:
         list(pool.map(run, shards))
 
 
-def run_captured(work: Work, shards: list[TokenShard], threads: int) -> None:
+def run_captured(work: Work, shards: list[EncodedShard], threads: int) -> None:
     """The model as a scan runs it."""
     with ExitStack() as undo, ThreadPoolExecutor(threads) as pool:
         idle: queue.SimpleQueue[Capture] = _open_captures(undo, work, threads)
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="folder for scan_cpu.json")
     arguments = parser.parse_args()
     work, shards = make_work(arguments.threads, arguments.documents)
-    tokens = sum(len(sequence["input_ids"]) for shard in shards for sequence in shard.sequences)
+    tokens = sum(sequence.length for shard in shards for sequence in shard.sequences)
     with one_thread_per_operator():
         seconds = medians(
             {

@@ -217,7 +217,7 @@ def test_numbers_in_a_parquet_column_are_refused(tmp_path: Path) -> None:
         ("no/such/folder", "no such file or folder"),
         ("*.jsonl", r"no \.txt, .* file there"),
         ("builtin:books", "there is builtin:docstrings"),
-        ("picture.png", r"picture\.png: expected a file that ends in \.txt"),
+        ("picture.svg", r"picture\.svg: expected a file that ends in \.txt"),
         (".", r"no \.txt, .* file there"),
     ],
 )
@@ -225,7 +225,7 @@ def test_a_source_that_is_not_there_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "picture.png").write_bytes(b"")
+    (tmp_path / "picture.svg").write_bytes(b"")
     with pytest.raises(CorpusError, match=message):
         Corpus([source])
 

@@ -29,14 +29,14 @@ HEAVY = (
 
 # From the bottom up; a module may import its own layer and those below it, when it is imported or later.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("types", "extras", "claims"),
+    ("types", "extras", "claims", "parts"),
     ("validation",),
     ("reference", "cpu", "annotations", "layers", "_C"),
     ("dispatch", "ops"),
     ("api", "sdpa", "mha", "nn"),
     ("tags", "capture", "adapters", "accumulate", "accumulate_io", "histogram", "moments"),
     ("store", "workers", "corpus", "corpus_readers", "models", "progress"),
-    ("report", "scan", "plan", "shards", "ledger", "analysis", "doctor"),
+    ("report", "scan", "plan", "shards", "encode", "tables", "options", "ledger", "analysis", "doctor"),
     ("commands",),
     ("cli", "__main__"),
 )

@@ -20,11 +20,13 @@ import transformers
 
 from attncap import scan as scan_module
 from attncap.corpus import Corpus, CorpusOptions, ShardSize
+from attncap.encode import Encoded, EncodedShard, batches, encode, pad
 from attncap.models import ModelError, load_model
+from attncap.options import ScanOptions
 from attncap.progress import Progress
 from attncap.report.content import build_report
-from attncap.scan import DEFAULT_SPEC, ScanOptions, scan
-from attncap.shards import ScanError, TokenShard, batches, one_thread_per_operator, pad, tokenize
+from attncap.scan import DEFAULT_SPEC, scan
+from attncap.shards import ScanError, one_thread_per_operator
 from attncap.store import Run, RunError, RunFolder, RunMismatchError, read_run
 from attncap.types import StatSpec
 from tests import tiny
@@ -675,30 +677,36 @@ def test_rows_that_are_not_finite_are_counted(folder: Path, tmp_path: Path) -> N
 # How documents become batches.
 
 
+def encoded(*lengths: int, **inputs: list[list[int]]) -> list[Encoded]:
+    """Documents of these numbers of tokens, or with these inputs."""
+    inputs = inputs or {"input_ids": [[1] * length for length in lengths]}
+    documents = zip(*inputs.values(), strict=True)
+    return [Encoded(n, "all", dict(zip(inputs, one, strict=True)), len(one[0])) for n, one in enumerate(documents)]
+
+
 def test_batches_hold_documents_of_like_length_within_the_budget() -> None:
-    sequences = [{"input_ids": [1] * length} for length in (5, 2, 9, 2, 3)]
-    found = list(batches(sequences, 8))
-    assert [[len(sequence["input_ids"]) for sequence in batch] for batch in found] == [[2, 2], [3], [5], [9]]
+    found = list(batches(encoded(5, 2, 9, 2, 3), 8))
+    assert [[one.length for one in batch] for batch in found] == [[2, 2], [3], [5], [9]]
 
 
 def test_padding_is_on_the_right_and_masked(folder: Path) -> None:
     tokenizer = load_model(str(folder / "model")).tokenizer
-    inputs = pad(
-        [{"input_ids": [7], "token_type_ids": [0]}, {"input_ids": [8, 9], "token_type_ids": [0, 1]}], tokenizer
-    )
+    inputs = pad(encoded(input_ids=[[7], [8, 9]], token_type_ids=[[0], [0, 1]]), tokenizer)
     assert inputs["input_ids"].tolist() == [[7, 0], [8, 9]]
     assert inputs["attention_mask"].tolist() == [[1, 0], [1, 1]]
     assert inputs["token_type_ids"].tolist() == [[0, 0], [0, 1]]
 
 
 def test_a_cut_document_keeps_its_last_special_token(folder: Path, tmp_path: Path) -> None:
-    tokenizer = load_model(str(folder / "model")).tokenizer
+    loaded = load_model(str(folder / "model"))
     corpus = Corpus([str(tiny.write_jsonl(tmp_path / "c.jsonl", ["ba " * 30, "ba " * 31, "ba"]))])
     (shard,) = corpus.shards(corpus.survey())
-    tokens: TokenShard = tokenize(shard, tokenizer, tiny.LONGEST)
-    assert [len(sequence["input_ids"]) for sequence in tokens.sequences] == [32, 32, 3]
-    assert all(sequence["input_ids"][-1] == tokenizer.sep_token_id for sequence in tokens.sequences)
-    assert tokens.counts == {"documents": 3, "tokens": 67, "truncated_documents": 1, "empty_documents": 0}
+    tokens: EncodedShard = encode(shard, loaded, tiny.LONGEST)
+    assert [one.length for one in tokens.sequences] == [32, 32, 3]
+    assert all(one.inputs["input_ids"][-1] == loaded.tokenizer.sep_token_id for one in tokens.sequences)
+    assert tokens.counts == {
+        "documents": 3, "tokens": 67, "truncated_documents": 1, "empty_documents": 0, "failed_documents": 0,
+    }  # fmt: skip
 
 
 @pytest.mark.slow

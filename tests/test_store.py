@@ -14,16 +14,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from attncap.parts import Part, write_whole
 from attncap.store import (
     HEADS_COLUMNS,
-    Part,
     RunDamagedError,
     RunError,
     RunFolder,
     RunMismatchError,
     heads_bytes,
     read_run,
-    write_whole,
 )
 from tests.runs import head_rows, write_run
 
