@@ -1,4 +1,4 @@
-"""What the command `attncap` understands: scan, status, report, demo, doctor."""
+"""What the command `attncap` understands: scan, status, report, compare, demo, doctor."""
 
 from __future__ import annotations
 
@@ -191,6 +191,41 @@ def report_command(
 
     print_highlights(run_folder)
     typer.echo(f"Report: {write_report(run_folder, output or run_folder / 'report.html')}")
+
+
+@app.command("compare")
+def compare_command(
+    run_a: Annotated[Path, typer.Argument(metavar="A", help="Folder of a finished run.")],
+    run_b: Annotated[Path, typer.Argument(metavar="B", help="Another, or the same with two groups.")],
+    group: Annotated[
+        str | None, typer.Option(help="Only documents of this group; X,Y for group X of A and group Y of B.")
+    ] = None,
+    stat: Annotated[str | None, typer.Option(help="Statistics, with commas between; default: all.")] = None,
+    permutations: Annotated[int, typer.Option(help="How often documents are exchanged.", min=1)] = 2000,
+    level: Annotated[float, typer.Option(help="Heads are shown whose corrected p is at most this.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Of the exchanges.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write all heads there: .parquet or .csv.")
+    ] = None,
+) -> None:
+    """Say which heads differ between two runs or groups: effect sizes, permutation tests, corrected for all heads.
+
+    Both runs need scan --keep sequences for the tests.
+    """
+    from attncap.analysis.compare import compare
+    from attncap.report.comparison import print_comparison, write_comparison
+
+    groups = [None, None] if group is None else (_listed(group) * 2)[:2]
+    stats = None if stat is None else _listed(stat)
+    if output is not None and output.suffix not in (".parquet", ".csv"):
+        raise UsageError(f"--output: expected a file that ends in .parquet or .csv, got {output}")
+    found = compare(
+        run_a, run_b, group_a=groups[0], group_b=groups[1], stats=stats, permutations=permutations, seed=seed
+    )
+    print_comparison(found, level)
+    if output is not None:
+        write_comparison(found, output)
+        typer.echo(f"All heads: {output}")
 
 
 @app.command("demo")
