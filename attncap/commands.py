@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -125,6 +126,10 @@ def scan_command(
     ] = "off",
     max_tokens: Annotated[int | None, typer.Option(help="Cut documents there; default: where the model must.")] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens computed at once; default: by device.")] = None,
+    model_option: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE for Transformers' from_pretrained, e.g. device_map=auto; JSON or a word."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
     workers: Annotated[
@@ -157,6 +162,7 @@ def scan_command(
             device=device,
             workers=workers,
             keep=tuple(_listed(keep)),
+            model=dict(_model_option(option) for option in model_option or ()),
         )
     except UsageError:
         raise
@@ -317,6 +323,16 @@ def _as_typed(message: str) -> str:
     name, colon, rest = message.partition(":")
     name = name.removeprefix("StatSpec.")
     return f"--{name.replace('_', '-')}:{rest}" if colon and name.isidentifier() else message
+
+
+def _model_option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise UsageError(f"--model-option: expected NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _offsets(text: str) -> tuple[int, ...]:

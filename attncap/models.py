@@ -62,19 +62,35 @@ class LoadedModel:
     patches: int = 0
 
     @property
+    def device(self) -> torch.device:
+        """Where its inputs go."""
+        execution = getattr(getattr(self.model, "_hf_hook", None), "execution_device", None)
+        first = next(self.model.parameters()).device
+        return torch.device(execution if execution is not None and first.type == "meta" else first)
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether its parts were spread over devices, or to disk, as they were loaded."""
+        return getattr(self.model, "hf_device_map", None) is not None
+
+    @property
     def vocabulary(self) -> int | None:
         """How many tokens it knows; None where that cannot be told."""
         embeddings = self.model.get_input_embeddings()  # type: ignore[operator]
         return embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else None
 
 
-def load_model(name: str, *, dtype: str = "auto", device: str = "cpu") -> LoadedModel:
+def load_model(
+    name: str, *, dtype: str = "auto", device: str = "cpu", options: Mapping[str, Any] | None = None
+) -> LoadedModel:
     """Load a model for scanning.
 
     Args:
         name: a folder, an id on the Hugging Face hub, or ``builtin:minilm``.
         dtype: one of `DTYPES`; "auto" is the checkpoint's own.
         device: a torch device.
+        options: further arguments of Transformers' ``from_pretrained``: ``device_map``, ``quantization_config``,
+            ``max_memory``, ``offload_folder``, ... With a ``device_map`` the parts stay where it put them.
 
     Raises:
         ModelError: there is no such model, or it is not one that reads text or images.
@@ -92,8 +108,10 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu") -> Loaded
             reads_images = hasattr(config, "num_channels") and not hasattr(config, "vocab_size")
             reader = transformers.AutoImageProcessor if reads_images else transformers.AutoTokenizer
             reader = reader.from_pretrained(place, local_files_only=local)
-            model = transformers.AutoModel.from_pretrained(place, local_files_only=local, dtype=DTYPES[dtype])
-        except (OSError, ValueError, KeyError, ImportError) as error:
+            model = transformers.AutoModel.from_pretrained(
+                place, local_files_only=local, dtype=DTYPES[dtype], **(options or {})
+            )
+        except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
             refuse_interrupt(error)
             raise ModelError(f"{name}: cannot be loaded as a model of text or images ({_first_line(error)})") from error
         except Exception as error:  # a damaged file of weights, among others, raises the library's own
@@ -109,8 +127,9 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu") -> Loaded
     if tokenizer is not None:
         _check_tokenizer(name, tokenizer, model)
     text_config = model.config.get_text_config()
+    placed = getattr(model, "hf_device_map", None) is not None or getattr(model, "is_quantized", False)
     return LoadedModel(
-        model=model.to(device),
+        model=model if placed else model.to(device),
         tokenizer=tokenizer,
         name=name,
         architecture=architecture,
@@ -218,8 +237,11 @@ def _fingerprint(model: nn.Module, reader: Any) -> str:
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     state: Mapping[str, Tensor] = model.state_dict()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+        tensor = state[name].detach()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.is_meta:  # on disk until its layer runs
+            tensor = _offloaded(model, name)
+        tensor = tensor.cpu().contiguous()
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     if not hasattr(reader, "get_vocab"):
         digest.update(json.dumps(reader.to_dict(), sort_keys=True, default=str).encode())
@@ -235,6 +257,15 @@ def _fingerprint(model: nn.Module, reader: Any) -> str:
         rules.pop("padding", None)
         digest.update(json.dumps(rules, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _offloaded(model: nn.Module, name: str) -> Tensor:
+    """A weight that a device map keeps on disk."""
+    module, _, parameter = name.rpartition(".")
+    hook: Any = model.get_submodule(module)._hf_hook
+    hooks = getattr(hook, "hooks", [hook])
+    weights = next(one.weights_map for one in hooks if getattr(one, "weights_map", None) is not None)
+    return torch.as_tensor(weights[parameter])
 
 
 def _incidental(name: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from attncap.models import DTYPES
 from attncap.plan import TAG_NAMES
@@ -20,6 +22,7 @@ class ScanOptions:
         dtype: one of `attncap.models.DTYPES`.
         device: a torch device; "auto" takes the GPU where there is one.
         keep: tables of single documents to write, "sequences" or "rows" (see `attncap.tables`).
+        model: arguments of Transformers' ``from_pretrained`` (see `attncap.models.load_model`).
         workers: shards computed at once; None = the CPU threads that torch has. Without influence on the result.
     """
 
@@ -30,6 +33,7 @@ class ScanOptions:
     device: str = "auto"
     workers: int | None = None
     keep: tuple[str, ...] = ()
+    model: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for kind in self.keep:

@@ -85,7 +85,9 @@ def check_capturable(loaded: LoadedModel, spec: StatSpec, functions: Mapping[str
         raise ModelError(f"{loaded.name}: cannot be scanned ({error})") from error
 
 
-def make_plan(work: Work, corpus: Corpus, survey: Survey, size: ShardSize) -> dict[str, Any]:
+def make_plan(
+    work: Work, corpus: Corpus, survey: Survey, size: ShardSize, model_options: Mapping[str, Any]
+) -> dict[str, Any]:
     """scan.json as it stands before the first shard."""
     loaded = work.loaded
     dtype = next(loaded.model.parameters()).dtype
@@ -117,6 +119,7 @@ def make_plan(work: Work, corpus: Corpus, survey: Survey, size: ShardSize) -> di
             "dtype": str(dtype).removeprefix("torch."),
             "device": work.device.type,
             "keep": list(work.keep),
+            "model": dict(model_options),
         },
         "versions": {
             "attncap": attncap.__version__,

@@ -96,7 +96,7 @@ def scan(
     try:
         with folder.lock(shared=place.launched):
             folder.check_usable()
-            loaded = load_model(model, dtype=options.dtype, device=str(device))
+            loaded = load_model(model, dtype=options.dtype, device=str(device), options=options.model)
             with ExitStack() as undo:
                 claims = None if folder.is_read_only else undo.enter_context(closing(folder.claims()))
                 _prepare(folder, documents, loaded, spec, options, device, progress, place, claims).run()
@@ -137,6 +137,7 @@ class _Scan:
         self._claims = claims
         tags = tag_functions(loaded, options.tags, progress.message)
         check_capturable(loaded, spec, tags)
+        device = loaded.device if options.model else device
         self._threads = torch.get_num_threads()
         limits = [limit for limit in (loaded.max_tokens, options.max_tokens) if limit is not None]
         batch_tokens = options.batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)
@@ -159,7 +160,7 @@ class _Scan:
         """Find out what there is to do and write it down; gives whether the run is finished already."""
         self._survey = self._look_through(self._known())
         self._shards = len(self._survey.shard_digests)
-        self._plan = make_plan(self._work, self._corpus, self._survey, SHARD_SIZE)
+        self._plan = make_plan(self._work, self._corpus, self._survey, SHARD_SIZE, self._options.model)
         digest = hashlib.sha256(json.dumps(identity(self._plan), sort_keys=True).encode()).hexdigest()
         self._ledger = Ledger(self._folder, digest, self._survey.shard_digests, self._work.keep, self._progress.message)
         with self._alone(_MERGING):  # another worker may have finished the run meanwhile
@@ -279,7 +280,8 @@ class _Scan:
             self._keep(result)
 
         # torch was told to take one thread an operator; `_threads` is what it had before.
-        workers = 1 if self._work.device.type != "cpu" else self._options.workers or self._threads
+        alone = self._work.device.type != "cpu" or self._work.loaded.is_placed
+        workers = 1 if alone else self._options.workers or self._threads
         shards = self._corpus.shards(self._survey, SHARD_SIZE, wanted, self._claim)
         run_shards(self._work, shards, min(workers, len(wanted)), keep, self._progress.advance)
         return computed

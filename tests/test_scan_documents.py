@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import random
@@ -21,13 +22,14 @@ import torch
 import transformers
 from PIL import Image
 
+from attncap import cli
 from attncap import scan as scan_module
 from attncap.corpus import Corpus, CorpusError, CorpusOptions, ShardSize
-from attncap.models import load_model
+from attncap.models import ModelError, load_model
 from attncap.options import ScanOptions
 from attncap.progress import Progress
 from attncap.scan import scan
-from attncap.store import Run, RunError, RunFolder
+from attncap.store import Run, RunError, RunFolder, read_run
 from attncap.types import StatSpec
 from tests import tiny
 from tests.test_scan import Messages
@@ -137,6 +139,7 @@ def test_too_many_groups_are_refused(tmp_path: Path) -> None:
 # Tables of single documents.
 
 
+@functools.cache
 def eager_maps(folder: Path, number: int) -> tuple[np.ndarray, list[int]]:
     """(layers, heads, N, N) of the eager model over a document, and its tokens."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
@@ -417,3 +420,33 @@ def test_nothing_is_kept_where_nothing_is_asked_for(folder: Path, tmp_path: Path
     scan(str(folder / "model"), corpus, tmp_path / "run", spec=spec, options=options, progress=Progress())
     table = pq.read_schema(tmp_path / "run" / "sequences.parquet")
     assert table.names == ["document", "group", "layer", "module", "call", "head", "tokens", "lse"]
+
+
+# Models that are spread.
+
+
+@pytest.mark.parametrize("placed", ["auto", {"embeddings": "cpu", "encoder": "disk", "pooler": "cpu"}])
+def test_a_device_map_is_handed_through_and_changes_no_number(folder: Path, tmp_path: Path, placed: Any) -> None:
+    pytest.importorskip("accelerate")
+    model, corpus = str(folder / "model"), [str(folder / "de.jsonl")]
+    expected = scan(model, corpus, tmp_path / "whole")
+    options = ScanOptions(model={"device_map": placed, "offload_folder": str(tmp_path / "offload")})
+    found = scan(model, corpus, tmp_path / "spread", options=options)
+    assert found.heads == expected.heads
+    assert found.scan["model"]["fingerprint"] == expected.scan["model"]["fingerprint"]
+    assert found.scan["options"]["model"]["device_map"] == placed
+
+
+def test_options_of_the_model_come_from_the_command_line(folder: Path, tmp_path: Path) -> None:
+    arguments = ["scan", str(folder / "model"), str(folder / "de.jsonl"), "-o", str(tmp_path / "run")]
+    options = ["--model-option", "attn_implementation=eager", "--model-option", 'max_memory={"cpu": "1GiB"}']
+    assert cli.main([*arguments, *options]) == 0
+    found = read_run(tmp_path / "run").scan["options"]["model"]
+    assert found == {"attn_implementation": "eager", "max_memory": {"cpu": "1GiB"}}
+    assert cli.main([*arguments, "--model-option", "device_map"]) == 2
+
+
+def test_an_option_that_the_model_does_not_take_is_one_message(folder: Path, tmp_path: Path) -> None:
+    options = ScanOptions(model={"colour": "red"})
+    with pytest.raises(ModelError, match="cannot be loaded as a model"):
+        scan(str(folder / "model"), [str(folder / "de.jsonl")], tmp_path / "run", options=options)
