@@ -18,6 +18,9 @@ from attncap.corpus_readers import Document
 from attncap.extras import require
 from attncap.models import LoadedModel
 
+MOST_PADDING = 0.05
+"""Share of the tokens that are computed, in each batch."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -136,15 +139,20 @@ def _pixels(document: Document, processor: Any) -> dict[str, Tensor] | str:
 def batches(sequences: Sequence[Encoded], batch_tokens: int) -> Iterator[list[Encoded]]:
     """Sequences by (length, order), together while number times longest stays within `batch_tokens`.
 
-    Sequences with other inputs (token types or none) are in other batches.
+    A batch ends before its padding would be more than `MOST_PADDING` of what is computed. Sequences with other inputs
+    (token types or none) are in other batches.
     """
     batch: list[Encoded] = []
+    tokens = 0
     for sequence in sorted(sequences, key=lambda one: (tuple(one.inputs), one.length)):
+        computed = (len(batch) + 1) * sequence.length
+        padding = computed - tokens - sequence.length
         differs = bool(batch) and batch[0].inputs.keys() != sequence.inputs.keys()
-        if batch and (differs or (len(batch) + 1) * sequence.length > batch_tokens):
+        if batch and (differs or computed > batch_tokens or padding > MOST_PADDING * computed):
             yield batch
-            batch = []
+            batch, tokens = [], 0
         batch.append(sequence)
+        tokens += sequence.length
     if batch:
         yield batch
 

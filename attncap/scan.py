@@ -39,7 +39,8 @@ from attncap.types import AttncapError, StatSpec
 from attncap.workers import WorkerNote
 
 SHARD_SIZE = ShardSize()
-"""A shard is what a kill costs at most, per worker. Part of what a run is."""
+SHARD_SIZE_ELSEWHERE = ShardSize(documents=8192, characters=2 * 1024 * 1024)
+"""A shard is what a kill costs at most, per worker: seconds of a CPU's core or a GPU. Part of what a run is."""
 
 DEFAULT_SPEC = StatSpec(offsets=(-1, 1), distance=True, collision=True, received=True)
 
@@ -138,6 +139,7 @@ class _Scan:
         tags = tag_functions(loaded, options.tags, progress.message)
         check_capturable(loaded, spec, tags)
         device = loaded.device if options.model else device
+        self._size = SHARD_SIZE if device.type == "cpu" else SHARD_SIZE_ELSEWHERE
         self._threads = torch.get_num_threads()
         limits = [limit for limit in (loaded.max_tokens, options.max_tokens) if limit is not None]
         batch_tokens = options.batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)
@@ -160,7 +162,7 @@ class _Scan:
         """Find out what there is to do and write it down; gives whether the run is finished already."""
         self._survey = self._look_through(self._known())
         self._shards = len(self._survey.shard_digests)
-        self._plan = make_plan(self._work, self._corpus, self._survey, SHARD_SIZE, self._options.model)
+        self._plan = make_plan(self._work, self._corpus, self._survey, self._size, self._options.model)
         digest = hashlib.sha256(json.dumps(identity(self._plan), sort_keys=True).encode()).hexdigest()
         self._ledger = Ledger(self._folder, digest, self._survey.shard_digests, self._work.keep, self._progress.message)
         with self._alone(_MERGING):  # another worker may have finished the run meanwhile
@@ -210,7 +212,7 @@ class _Scan:
         if part is not None:
             return Survey.from_bytes(part.payload)
         self._progress.message(f"reading {', '.join(self._corpus.sources)}")
-        return self._corpus.survey(SHARD_SIZE)
+        return self._corpus.survey(self._size)
 
     def _keep_survey(self) -> None:
         state = self._corpus.state()
@@ -282,7 +284,7 @@ class _Scan:
         # torch was told to take one thread an operator; `_threads` is what it had before.
         alone = self._work.device.type != "cpu" or self._work.loaded.is_placed
         workers = 1 if alone else self._options.workers or self._threads
-        shards = self._corpus.shards(self._survey, SHARD_SIZE, wanted, self._claim)
+        shards = self._corpus.shards(self._survey, self._size, wanted, self._claim)
         run_shards(self._work, shards, min(workers, len(wanted)), keep, self._progress.advance)
         return computed
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TABLES = ("sequences", "rows")
 """Kinds of tables of single documents that a run may hold beside heads.parquet."""
 
-RUN_FORMAT = 2
+RUN_FORMAT = 3
 """Layout of a run folder; a run of another number is refused."""
 
 HEADS_COLUMNS = (

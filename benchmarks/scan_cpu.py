@@ -4,6 +4,7 @@
 
 The same batches of the same documents go through the model as a scan sends them, one thread a shard: once as it is,
 with torch's own attention, and once captured with what a scan captures, taking turns. Tokenizing is left out of both.
+A third takes its turn with them, the whole of it: the corpus is read and tokenized while the model runs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from attncap.encode import EncodedShard, batches, encode, pad
 from attncap.models import load_model
 from attncap.plan import tag_functions
 from attncap.scan import DEFAULT_SPEC, SHARD_SIZE
-from attncap.shards import Work, _open_captures, _run_shard, one_thread_per_operator
+from attncap.shards import Work, _open_captures, _run_shard, one_thread_per_operator, run_shards
 from benchmarks.machine import describe, medians
 
 
@@ -59,6 +60,20 @@ def run_captured(work: Work, shards: list[EncodedShard], threads: int) -> None:
         list(pool.map(lambda shard: _run_shard(work, shard, idle, threading.Event(), lambda *_: None), shards))
 
 
+def run_whole(work: Work, shards: int, threads: int) -> None:
+    """As `run_captured`, from the text on."""
+    corpus = Corpus(["builtin:docstrings"], CorpusOptions())
+    survey = corpus.survey(SHARD_SIZE)
+    run_shards(work, corpus.shards(survey, SHARD_SIZE, range(shards)), threads, lambda _: None, lambda *_: None)
+
+
+def padding(work: Work, shards: list[EncodedShard]) -> float:
+    """Share of the computed tokens that is padding."""
+    groups = [batch for shard in shards for batch in batches(shard.sequences, work.batch_tokens)]
+    computed = sum(len(batch) * max(one.length for one in batch) for batch in groups)
+    return 1 - sum(one.length for batch in groups for one in batch) / computed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -73,6 +88,7 @@ def main() -> None:
             {
                 "torch SDPA": lambda: run_plain(work, shards, arguments.threads),
                 "captured": lambda: run_captured(work, shards, arguments.threads),
+                "whole scan": lambda: run_whole(work, len(shards), arguments.threads),
             },
             arguments.rounds,
         )
@@ -82,6 +98,8 @@ def main() -> None:
         "documents": sum(len(shard.sequences) for shard in shards),
         **speeds,
         "captured / torch SDPA": round(seconds["torch SDPA"] / seconds["captured"], 3),
+        "whole scan / captured": round(seconds["captured"] / seconds["whole scan"], 3),
+        "padding": round(padding(work, shards), 4),
     }
     for name, figure in figures.items():
         print(f"{name}: {figure}")

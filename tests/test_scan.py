@@ -689,6 +689,17 @@ def test_batches_hold_documents_of_like_length_within_the_budget() -> None:
     assert [[one.length for one in batch] for batch in found] == [[2, 2], [3], [5], [9]]
 
 
+def test_padding_is_at_most_a_twentieth_of_every_batch() -> None:
+    source = random.Random(4)
+    documents = encoded(*(source.randint(3, 512) for _ in range(200)))
+    found = list(batches(documents, 4096))
+    assert sorted(one.number for batch in found for one in batch) == list(range(200))
+    for batch in found:
+        computed = len(batch) * max(one.length for one in batch)
+        assert computed - sum(one.length for one in batch) <= 0.05 * computed <= 0.05 * 4096
+    assert len(found) < 80
+
+
 def test_padding_is_on_the_right_and_masked(folder: Path) -> None:
     tokenizer = load_model(str(folder / "model")).tokenizer
     inputs = pad(encoded(input_ids=[[7], [8, 9]], token_type_ids=[[0], [0, 1]]), tokenizer)
