@@ -130,6 +130,9 @@ def scan_command(
         list[str] | None,
         typer.Option(help="NAME=VALUE for Transformers' from_pretrained, e.g. device_map=auto; JSON or a word."),
     ] = None,
+    shard_characters: Annotated[
+        int | None, typer.Option(help="Length of a shard, which is what a kill costs; default: by device.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
     workers: Annotated[
@@ -162,6 +165,7 @@ def scan_command(
             device=device,
             workers=workers,
             keep=tuple(_listed(keep)),
+            shard_characters=shard_characters,
             model=dict(_model_option(option) for option in model_option or ()),
         )
     except UsageError:

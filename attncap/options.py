@@ -22,6 +22,9 @@ class ScanOptions:
         dtype: one of `attncap.models.DTYPES`.
         device: a torch device; "auto" takes the GPU where there is one.
         keep: tables of single documents to write, "sequences" or "rows" (see `attncap.tables`).
+        shard_characters: a shard ends with the document that brings it to so many characters; None = what suits the
+            device. A shard's summary takes about 1.3 KB per head and statistic, however long the shard is, and a kill
+            costs a shard; see docs/scale.md.
         model: arguments of Transformers' ``from_pretrained`` (see `attncap.models.load_model`).
         workers: shards computed at once; None = the CPU threads that torch has. Without influence on the result.
     """
@@ -33,6 +36,7 @@ class ScanOptions:
     device: str = "auto"
     workers: int | None = None
     keep: tuple[str, ...] = ()
+    shard_characters: int | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -47,7 +51,7 @@ class ScanOptions:
                 raise ValueError(f"tags: expected each name once, got {tag} {tags.count(tag)} times")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        for name, low in (("max_tokens", 3), ("batch_tokens", 1), ("workers", 1)):
+        for name, low in (("max_tokens", 3), ("batch_tokens", 1), ("workers", 1), ("shard_characters", 1)):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ValueError(f"{name}: expected at least {low}, got {value}")

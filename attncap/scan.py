@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,9 @@ class _Scan:
         check_capturable(loaded, spec, tags)
         device = loaded.device if options.model else device
         self._size = SHARD_SIZE if device.type == "cpu" else SHARD_SIZE_ELSEWHERE
+        if (characters := options.shard_characters) is not None:
+            documents = max(1, characters * self._size.documents // self._size.characters)
+            self._size = replace(self._size, characters=characters, documents=documents)
         self._threads = torch.get_num_threads()
         limits = [limit for limit in (loaded.max_tokens, options.max_tokens) if limit is not None]
         batch_tokens = options.batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)

@@ -209,6 +209,17 @@ def test_neither_workers_nor_threads_change_a_bit(
     assert contents(tmp_path / "run") == contents(finished.path)
 
 
+def test_the_size_of_shards_is_part_of_the_run(folder: Path, finished: Run, tmp_path: Path) -> None:
+    run = run_scan(folder, tmp_path / "run", options=ScanOptions(shard_characters=1000))
+    assert run.scan["progress"]["shards_total"] > 5
+    assert run.scan["options"]["shard"]["characters"] == 1000
+    for mine, theirs in zip(run.heads.to_pylist(), finished.heads.to_pylist(), strict=True):
+        assert mine["count"] == theirs["count"]
+        assert mine["mean"] == pytest.approx(theirs["mean"], rel=1e-5, abs=1e-6)
+    with pytest.raises(RunMismatchError, match=r"options\.shard\.characters is 1000 there"):
+        run_scan(folder, tmp_path / "run")
+
+
 def test_the_size_of_batches_changes_rounding_at_most(folder: Path, finished: Run, tmp_path: Path) -> None:
     for batch_tokens in (1, 333):
         run = run_scan(folder, tmp_path / str(batch_tokens), options=ScanOptions(batch_tokens=batch_tokens))
