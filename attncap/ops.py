@@ -215,7 +215,12 @@ def _arguments(attn_mask: Tensor | None, rest: tuple[Any, ...]) -> tuple[StatSpe
     tensors, numbers, query_offset, impl = rest[:5], rest[5:-2], rest[-2], rest[-1]
     statistics, (causal, scale, window, softcap) = numbers[: len(_SPEC_FIELDS)], numbers[len(_SPEC_FIELDS) :]
     spec = _spec_of(tuple(tuple(entry) if isinstance(entry, list) else entry for entry in statistics))
-    return spec, Options(causal, scale, (window[0], window[1]), softcap, query_offset), Extras(attn_mask, *tensors), impl
+    return (
+        spec,
+        Options(causal, scale, (window[0], window[1]), softcap, query_offset),
+        Extras(attn_mask, *tensors),
+        impl,
+    )
 
 
 def _no_gradient(_context: Any, *_gradients: Any) -> None:

@@ -110,8 +110,15 @@ class Call:
     def inputs(self, tiles: Tensor | None) -> Inputs:
         extras = self.extras
         return Inputs(
-            *(array(tensor) for tensor in (self.query, self.key, self.value, extras.attn_mask, extras.sink_logits)),
-            *(array(tensor) for tensor in (extras.query_mask, extras.query_tags, extras.key_tags, extras.key_features)),
+            query=array(self.query),
+            key=array(self.key),
+            value=array(self.value),
+            attn_mask=array(extras.attn_mask),
+            sink_logits=array(extras.sink_logits),
+            query_mask=array(extras.query_mask),
+            query_tags=array(extras.query_tags),
+            key_tags=array(extras.key_tags),
+            key_features=array(extras.key_features),
             heads=self.heads,
             key_heads=self.key.shape[1],
             sequences=None if tiles is None else _sequences(tuple(self.sequences), self.query.device),
@@ -145,7 +152,7 @@ class Call:
 
 
 def _padded(size: int) -> int:
-    return max(16, triton.next_power_of_2(size))
+    return max(16, int(triton.next_power_of_2(size)))
 
 
 def _precision(query: Tensor) -> str:

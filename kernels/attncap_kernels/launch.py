@@ -109,9 +109,7 @@ def _forward(
         extras.key_tags[chunk[0]] if extras.key_tags is not None and tags else None,
         extras.key_features[..., chunk[1]] if extras.key_features is not None and features else None,
     )
-    call = Call(
-        call.query, call.key, call.value, call.spec, call.options, part_of_extras, call.sequences, call.packed
-    )
+    call = Call(call.query, call.key, call.value, call.spec, call.options, part_of_extras, call.sequences, call.packed)
     new = functools.partial(call.query.new_empty, dtype=torch.float32)
     rows = tuple(call.query.shape[:3])
     tag_mass = _piece(stats.tag_mass, chunk[0], new, rows)
@@ -142,7 +140,7 @@ def _piece(whole: Tensor | None, part: slice, new: Any, rows: tuple[int, ...]) -
 def _run_forward(call: Call, outputs: Outputs, tags: int, features: int, topk: int) -> None:
     group = call.group
     longest_rows, longest_keys = call.longest
-    tiles = plans.tiles_for(call.pad, call.query.dtype, longest_rows * group, topk)
+    tiles = plans.tiles_for(call.pad, call.query.dtype, longest_rows * group, topk, tags=tags + features > 0)
     blocks, table = call.blocks(tiles.rows, group=group)
     programs = blocks * (call.heads // group)
     parts = plans.parts_for(programs, longest_keys, tiles)
@@ -237,7 +235,7 @@ def _received(call: Call, later: _Later, stats: HeadStats) -> None:
     """Sum over rows, key by key."""
     (left, right), (sign, scale, softcap) = call.window, call.numbers
     rows, keys, offset = call.lengths
-    tiles = plans.tiles_for(call.pad, call.query.dtype, call.longest[0], 0)
+    tiles = plans.tiles_for(call.pad, call.query.dtype, call.longest[0])
     blocks, table = call.blocks(tiles.keys, of_keys=True)
     received_mass[(blocks * call.heads,)](
         call.inputs(table), stats.received_mass, later.peak, later.total, sign, scale, softcap, rows,

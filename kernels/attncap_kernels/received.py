@@ -7,7 +7,7 @@ the sums are the same in every run.
 import triton
 import triton.language as tl
 
-from attncap_kernels.records import Numbers
+from attncap_kernels.records import LENGTHS, Numbers
 from attncap_kernels.rows import block_of_rows, load_queries, load_sequence
 from attncap_kernels.scores import load_key_tile, score_of_x, tile_scores
 from attncap_kernels.softmax import relative_bits, unit_of
@@ -52,7 +52,7 @@ def received_from(
     return mass + tl.sum(tl.where(counted, p_MN * (1.0 / total)[:, None], 0.0), 0)
 
 
-@triton.jit(do_not_specialize=["rows", "keys", "offset", "total_rows", "total_keys", "left", "right"])
+@triton.jit(do_not_specialize=[*LENGTHS, "total_keys"])
 def received_mass(
     inputs, received, peaks, totals, sign, scale, softcap, rows, keys, offset, total_rows, total_keys, left, right,
     P: tl.constexpr,
@@ -73,18 +73,24 @@ def received_mass(
         tile = tl.load(inputs.tiles + 2 * place + 1)
         batch = (program * 0).to(tl.int64)
         sequence = load_sequence(inputs, tl.load(inputs.tiles + 2 * place))
-    row0, rows, key0, keys, offset = sequence
+    _, rows, key0, keys, offset = sequence
     start = tile * P.BLOCK_N
     begin, whole_begin, whole_end, end = rows_of_keys(numbers, start, rows, keys, offset, P)
     first = block_of_rows(inputs, batch, head, 0, 0, sequence, total_rows, P)
     key_DN = load_key_tile(inputs, first, start, True, P)
     mass = tl.zeros([P.BLOCK_N], tl.float32)
     for block in tl.range(begin, whole_begin):
-        mass = received_from(mass, key_DN, inputs, numbers, peaks, totals, batch, head, block, sequence, total_rows, start, True, P)
+        mass = received_from(
+            mass, key_DN, inputs, numbers, peaks, totals, batch, head, block, sequence, total_rows, start, True, P
+        )
     for block in tl.range(whole_begin, whole_end):
-        mass = received_from(mass, key_DN, inputs, numbers, peaks, totals, batch, head, block, sequence, total_rows, start, False, P)
+        mass = received_from(
+            mass, key_DN, inputs, numbers, peaks, totals, batch, head, block, sequence, total_rows, start, False, P
+        )
     for block in tl.range(whole_end, end):
-        mass = received_from(mass, key_DN, inputs, numbers, peaks, totals, batch, head, block, sequence, total_rows, start, True, P)
+        mass = received_from(
+            mass, key_DN, inputs, numbers, peaks, totals, batch, head, block, sequence, total_rows, start, True, P
+        )
     key = start + tl.arange(0, P.BLOCK_N)
     place = (batch * inputs.heads + head) * total_keys + key0 + key
     tl.store(received + place, mass, mask=key < keys)
