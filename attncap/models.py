@@ -142,6 +142,23 @@ def load_model(
     )
 
 
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The torch device of a name; "auto" is a GPU where there is one, each worker of a machine on its own.
+
+    Raises:
+        ModelError: it cannot be used here.
+    """
+    if name == "auto":
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        name = f"cuda:{local_rank % gpus}" if gpus else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
+    return device
+
+
 def _place(name: str) -> tuple[str, bool]:
     """(what Transformers is to load, whether it lies on this machine)."""
     if name == BUILTIN_MINILM:

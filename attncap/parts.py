@@ -67,27 +67,33 @@ class Part:
             return 0
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that after any crash it holds the old bytes or the new ones, never a mixture."""
-    with whole_file(path) as temporary, open(temporary, "wb") as handle:
+def write_whole(path: Path, data: bytes, durable: bool = True) -> None:
+    """Write a file so that after any crash it holds the old bytes or the new ones, never a mixture.
+
+    Args:
+        durable: whether it must outlive a failure of the machine, as against one of the process.
+    """
+    with whole_file(path, durable) as temporary, open(temporary, "wb") as handle:
         handle.write(data)
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary path; what the block wrote there takes the place of `path` at its end."""
     # Two workers may write one file at once; each writes a temporary of its own, and the last to rename it wins.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{TEMPORARY}")
     try:
         yield temporary
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
+        if durable:
+            with open(temporary, "rb+") as handle:
+                os.fsync(handle.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
 
 
 def digest_of_file(path: Path) -> str:

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from attncap.claims import Claims, Place, find_place
-from attncap.corpus import Corpus, CorpusOptions, ShardSize, Survey
+from attncap.corpus import Corpus, CorpusError, CorpusOptions, ShardSize, Survey
 from attncap.extras import require
 from attncap.ledger import Ledger, Merged, PartDamagedError
-from attncap.models import LoadedModel, ModelError, load_model
+from attncap.models import LoadedModel, ModelError, choose_device, load_model
 from attncap.options import ScanOptions
 from attncap.parts import Part
 from attncap.plan import check_capturable, differences, identity, make_plan, names_another, tag_functions
@@ -93,7 +93,7 @@ def scan(
         raise ValueError("keep: rows is for single examples, so it needs a limit of documents as well")
     documents = Corpus(corpus, corpus_options)
     place = find_place()
-    device = _device(options.device, place)
+    device = choose_device(options.device, place.local_rank)
     try:
         with folder.lock(shared=place.launched):
             folder.check_usable()
@@ -147,7 +147,7 @@ class _Scan:
         limits = [limit for limit in (loaded.max_tokens, options.max_tokens) if limit is not None]
         batch_tokens = options.batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)
         longest, keep = min(limits, default=None), tuple(dict.fromkeys(options.keep))
-        self._work = Work(loaded, spec, tags, longest, batch_tokens, device, keep, progress.message)
+        self._work = Work(loaded, spec, tags, longest, batch_tokens, device, keep, self._leave_out)
 
     def run(self) -> None:
         """Do what is left to do, beside the other workers of the run if there are any."""
@@ -160,6 +160,7 @@ class _Scan:
                 while not self._is_complete():
                     if not self._compute() and not self._finish():
                         time.sleep(_SECONDS_BETWEEN_LOOKS)
+            self._folder.remove_parts()  # the notes of workers that came as the run was finished
 
     def _begin(self) -> bool:
         """Find out what there is to do and write it down; gives whether the run is finished already."""
@@ -186,6 +187,12 @@ class _Scan:
         self._progress.start(self._survey.documents, self._documents_of(done))
         return False
 
+    def _leave_out(self, fault: str) -> None:
+        """What happens at a document that the model cannot read."""
+        if self._corpus.options.on_error == "stop":
+            raise CorpusError(f"{fault}; without --on-error stop such documents are left out and counted")
+        self._progress.message(f"left out: {fault}")
+
     def _say_faults(self) -> None:
         for message in self._survey.faults:
             self._progress.message(f"left out: {message}")
@@ -210,7 +217,7 @@ class _Scan:
 
     def _look_through(self, known: Mapping[str, Any] | None) -> Survey:
         """The survey of the corpus: an earlier one where no file has changed since, in a run that is not finished."""
-        state = self._corpus.state()
+        state = self._state()
         part = None if state is None or (known or {}).get("status") == "complete" else self._folder.read_survey(state)
         if part is not None:
             return Survey.from_bytes(part.payload)
@@ -218,9 +225,14 @@ class _Scan:
         return self._corpus.survey(self._size)
 
     def _keep_survey(self) -> None:
-        state = self._corpus.state()
+        state = self._state()
         if state is not None and self._folder.read_survey(state) is None:
             self._folder.write_survey(Part(0, state, {}, self._survey.to_bytes()))
+
+    def _state(self) -> str | None:
+        """Of the corpus and where it is cut."""
+        state = self._corpus.state()
+        return None if state is None else f"{state} {json.dumps(asdict(self._size))}"
 
     def _known(self) -> dict[str, Any] | None:
         """scan.json; None where there is none that can be believed."""
@@ -307,18 +319,23 @@ class _Scan:
             return
         self._ledger.add(result)
         self._claims.give_back(result.index + _FIRST_SHARD)
-        if self._claims.take(_MERGING):
-            try:
-                self._ledger.merge(_SHARDS_BETWEEN_MERGES)
-                done = self._ledger.done()
-                self._write_scan(len(done))
-            finally:
-                self._claims.give_back(_MERGING)
+        if not self._claims.take(_MERGING):
+            return
+        try:
+            if self._is_complete():  # by another worker, since the claim on the shard was given back
+                return
+            self._ledger.merge(_SHARDS_BETWEEN_MERGES)
+            done = self._ledger.done()
+            self._write_scan(len(done))
             self._progress.reached(self._documents_of(done))
             self._note.write()
+        finally:
+            self._claims.give_back(_MERGING)
 
     def _finish(self) -> bool:
         """Replace the shards by heads.parquet, where all are there."""
+        if len(self._ledger.done()) < self._shards:
+            return False
         with self._alone(_MERGING):
             if self._is_complete():
                 return True
@@ -376,15 +393,3 @@ def _prepare(
         raise
     except (TypeError, ValueError) as error:
         raise ModelError(f"{loaded.name}: cannot be scanned with these options ({error})") from error
-
-
-def _device(name: str, place: Place) -> torch.device:
-    if name == "auto":
-        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        name = f"cuda:{place.local_rank % gpus}" if gpus else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
-    return device

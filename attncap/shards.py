@@ -53,7 +53,7 @@ class Work:
         max_tokens: documents are cut there, special tokens counted; None = never.
         batch_tokens: a batch holds at most this many tokens, padding counted, or one document.
         keep: out of `attncap.tables.KINDS`.
-        say: told which documents the model cannot read.
+        leave_out: told which documents the model cannot read.
     """
 
     loaded: LoadedModel
@@ -63,7 +63,7 @@ class Work:
     batch_tokens: int
     device: torch.device
     keep: tuple[str, ...] = ()
-    say: Callable[[str], None] = lambda _: None
+    leave_out: Callable[[str], None] = lambda _: None
 
 
 class _StoppedError(Exception):
@@ -91,7 +91,7 @@ def run_shards(
             # In this thread: a tokenizer holds how it is to cut, so two threads may not use it at once.
             encoded = encode(shard, work.loaded, work.max_tokens)
             for fault in encoded.faults:
-                work.say(f"left out: {fault}")
+                work.leave_out(fault)
             waiting.add(pool.submit(_run_shard, work, encoded, idle, stop, advance))
             if len(waiting) > workers:  # one more than the workers, so that none of them waits for the corpus
                 waiting = _collect(waiting, done)

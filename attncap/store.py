@@ -346,7 +346,7 @@ class RunFolder:
         with contextlib.suppress(OSError):  # there is none, it may not be written, or someone's own file is in it
             for path in self.parts.iterdir():
                 if _PART_NAME.fullmatch(path.name):
-                    path.unlink()
+                    path.unlink(missing_ok=True)
             self.parts.rmdir()
 
     def remove_temporaries(self) -> None:

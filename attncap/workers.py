@@ -64,7 +64,7 @@ class WorkerNote:
         """Write down how far this worker is."""
         note, progress = self._note, self._progress
         note.documents, note.tokens, note.seconds = progress.own_documents, progress.tokens, progress.seconds()
-        write_whole(self._path, json.dumps(asdict(note)).encode())
+        write_whole(self._path, json.dumps(asdict(note)).encode(), durable=False)
 
     def __enter__(self) -> WorkerNote:
         self._path.parent.mkdir(exist_ok=True)

@@ -296,6 +296,10 @@ def test_ids_that_the_model_does_not_know_are_faults(folder: Path, tmp_path: Pat
     counts = run.scan["counts"]
     assert (counts["documents"], counts["empty_documents"], counts["failed_documents"]) == (2, 1, 2)
     assert any("document 1: has the token id 99999, and the model knows 35 tokens" in said for said in messages.said)
+    options = CorpusOptions(on_error="stop")
+    ids = tiny.write_jsonl(tmp_path / "ids.jsonl", [[2, 99999, 3]])
+    with pytest.raises(CorpusError, match=r"document 0: has the token id 99999.*--on-error stop"):
+        scan(str(folder / "model"), [str(ids)], tmp_path / "stopped", corpus_options=options)
 
 
 def image(seed: int) -> bytes:

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from attncap import cli
+from attncap import scan as scan_module
 from attncap.claims import Claims, LauncherError, Place, find_place
+from attncap.corpus import ShardSize
 from attncap.store import RunFolder, read_run
 from attncap.workers import read_status
 from tests import tiny
@@ -140,6 +142,27 @@ def test_a_clock_that_jumps_changes_nothing(folder: Path, tmp_path: Path, host: 
             os.utime(path, (moment, moment))
     codes, _ = host.run_workers(command(folder, run), 3)
     assert codes == [0, 0, 0], host.log()
+    assert contents(run) == contents(folder / "whole")
+
+
+def test_a_run_that_others_finish_meanwhile_stays_finished(
+    folder: Path, tmp_path: Path, host: tiny.CommandHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last shard of this worker and its next step, others find all done and finish the run."""
+    run = tmp_path / "run"
+    monkeypatch.setattr(scan_module, "SHARD_SIZE", ShardSize(documents=32))
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "3")):
+        monkeypatch.setenv(name, value)
+    give_back, finished = Claims.give_back, []
+
+    def others_go_on(self: Claims, number: int) -> None:
+        give_back(self, number)
+        if not finished and len(RunFolder(run).finished_shards()) == 20:
+            finished.extend(host.run_workers(command(folder, run), 2)[0])
+
+    monkeypatch.setattr(Claims, "give_back", others_go_on)
+    scan_module.scan(str(folder / "model"), [str(folder / "corpus.jsonl")], run)
+    assert finished == [0, 0], host.log()
     assert contents(run) == contents(folder / "whole")
 
 
