@@ -38,6 +38,7 @@ FLOAT = {
     256: Tiles(32, 32, 4, 2),
 }
 KEYS_WITH_TAGS = 32  # tags and features take registers for each key of a tile
+KEYS_WITH_MASK = 64  # and so do masks and softcap
 # Interpreted kernels are slow, and small tiles walk through more of their loops.
 INTERPRETED = Tiles(32, 32, 4, 1)
 DECODING_ROWS = 16
@@ -45,11 +46,18 @@ MOST_PARTS = 64
 ENOUGH_PROGRAMS = 128  # about as many as a large card has multiprocessors
 
 
-def tiles_for(pad: int, dtype: torch.dtype, rows: int, topk: int = 0, *, tags: bool = False) -> Tiles:
-    """Tiles for head dims padded to `pad`, `rows` rows a head (or group of heads), a top `topk`, tags or features."""
+def tiles_for(
+    pad: int, dtype: torch.dtype, rows: int, topk: int = 0, *, tags: bool = False, masked: bool = False
+) -> Tiles:
+    """Tiles for head dims padded to `pad`, `rows` rows a head (or group of heads) and a top `topk`.
+
+    tags: there are tags or features; masked: there is an attn_mask or a softcap.
+    """
     tiles = INTERPRETED if triton.knobs.runtime.interpret else (FLOAT if dtype == torch.float32 else HALF)[pad]
     if tags:
         tiles = replace(tiles, keys=min(tiles.keys, KEYS_WITH_TAGS))
+    if masked:
+        tiles = replace(tiles, keys=min(tiles.keys, KEYS_WITH_MASK))
     while topk > tiles.keys // 2:
         # There must be more classes of keys than k.
         tiles = replace(tiles, rows=max(16, tiles.rows // 2), keys=2 * tiles.keys, stages=2)
