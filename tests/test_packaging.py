@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "extras", "claims", "parts"),
     ("validation",),
     ("reference", "cpu", "annotations", "layers", "_C"),
-    ("dispatch", "ops"),
+    ("dispatch", "ops", "qualification"),
     ("api", "sdpa", "mha", "nn"),
     ("tags", "capture", "adapters", "accumulate", "accumulate_io", "histogram", "moments"),
     ("store", "workers", "corpus", "corpus_readers", "models", "progress"),
