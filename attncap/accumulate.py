@@ -347,7 +347,7 @@ def _count_bins(state: Moments, values_BHN: Tensor, counts_BHN: Tensor, heads: H
     total, bins = state.bins.shape
     index = histogram.bin_index(values_BHN, signed)
     first = torch.arange(total, device=index.device) * bins
-    index += pick(first, list(heads.numbers), 0)[:, None]
+    index += (first if len(heads.numbers) == total else pick(first, list(heads.numbers), 0))[:, None]
     state.bins.view(-1).scatter_add_(0, index.flatten(), counts_BHN.flatten().to(torch.int64))
 
 
