@@ -210,21 +210,27 @@ class RowBlock {
             }
             store_rows(p_.offset_mass, int64_t(o), w_.row);
         }
-        if (p_.topk == 0) return;
-        for (int64_t lane = 0; lane < t_.lanes(); ++lane) store_topk(lane);
+        if (p_.topk > 0) store_topk();
     }
 
-    void store_topk(int64_t lane) {
-        T* list = s_.top.score + lane * s_.top.room;
-        const auto* keys = s_.top.key + lane * s_.top.room;
-        const auto shift = shift_of<T>(L::all(s_.max[lane]));
-        for (int64_t t = 0; t < p_.topk; t += L::kWidth) {
-            const auto p = exp_nonpositive<T>(bounded_difference<T>(L::load(list + t), shift));
-            L::store(list + t, w_.counted[lane] ? p * L::all(w_.factor[lane]) : L::all(0));
+    void store_topk() {
+        T* list = s_.top.score;
+        for (int v = 0; v < vectors_; ++v) {
+            const int64_t r = v * L::kWidth;
+            const auto shift = shift_of<T>(L::load(s_.max + r)), factor = L::load(w_.factor + r);
+            for (int64_t t = 0; t < p_.topk; ++t) {
+                T* scores = list + t * kRows + r;
+                L::store(scores, exp_nonpositive<T>(bounded_difference<T>(L::load(scores), shift)) * factor);
+            }
         }
-        std::memcpy(t_.at(p_.topk_prob, lane), list, size_t(p_.topk) * sizeof(T));
-        auto* indices = reinterpret_cast<int32_t*>(t_.at(p_.topk_index, lane));
-        for (int64_t t = 0; t < p_.topk; ++t) indices[t] = w_.counted[lane] ? int32_t(keys[t]) : -1;
+        for (int64_t lane = 0; lane < t_.lanes(); ++lane) {
+            T* prob = reinterpret_cast<T*>(t_.at(p_.topk_prob, lane));
+            auto* indices = reinterpret_cast<int32_t*>(t_.at(p_.topk_index, lane));
+            for (int64_t t = 0; t < p_.topk; ++t) {
+                prob[t] = w_.counted[lane] ? list[t * kRows + lane] : T(0);
+                indices[t] = w_.counted[lane] ? int32_t(s_.top.key[t * kRows + lane]) : -1;
+            }
+        }
     }
 
     // Column sums of the probabilities: from the exponentials kept, or from scores computed once more; both ways

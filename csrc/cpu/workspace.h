@@ -25,6 +25,7 @@ int64_t block_count(int64_t keys) {
 template <class T>
 struct Workspace {
     using Int = typename Lanes<T>::Int;
+    static constexpr int64_t kSlotRoom = TopK<T>::kSlots * Lanes<T>::kWidth;
     T *query, *keys, *values, *features, *scores, *out, *feature_out, *largest, *block_max, *block_shift, *kept,
         *narrow_kept;
     T *factor, *row, *ones, *staging, *paired_prob;
@@ -40,7 +41,9 @@ struct Workspace {
         state.top.k = problem.topk;
         fill(ones, 1, 1);
         for (int64_t k = 0; problem.distance && k < kBlockKeys<T>; ++k) state.apart[k] = T(k);
-        state.top.room = TopK<T>::room_for(problem.topk);
+        if (problem.topk > 0) {
+            std::fill(state.top.slot_score, state.top.slot_score + kSlotRoom, T(-INFINITY));
+        }
     }
 
     // What one takes.
@@ -118,7 +121,9 @@ struct Workspace {
         take(&state.top.key, room * kRows);
         if (problem.topk > 0) {
             take(&state.top.tiles, kBlockTiles<T>);
-            take(&state.top.reached, (kBlockTiles<T> + 1) * Lanes<T>::kWidth);  // listing ends with a whole vector
+            take(&state.top.reached, TopK<T>::kReachedRoom);
+            take(&state.top.slot_score, kSlotRoom);
+            take(&state.top.slot_key, kSlotRoom);
         }
         take(&scratch_, 64);
     }
