@@ -25,6 +25,8 @@ inline typename Lanes<T>::V next_above(typename Lanes<T>::V v) {
     return L::select(L::less(v, L::all(0)), down, up);
 }
 
+constexpr int64_t kMostTopK = 64;
+
 template <class T>
 struct TopK {
     using L = Lanes<T>;
@@ -44,8 +46,8 @@ struct TopK {
     };
 
     int64_t k = 0;
-    T* score = nullptr;  // [room][kRows]
-    Int* key = nullptr;  // [room][kRows]
+    T* score = nullptr;  // [k][kRows]
+    Int* key = nullptr;  // [k][kRows]
     // Scratch for one vector of rows.
     Int* tiles = nullptr;         // [block's tiles] those that some row reaches
     Reached* reached = nullptr;   // [kReachedRoom] words that are not 0
@@ -54,23 +56,9 @@ struct TopK {
 
     static constexpr int64_t kReachedRoom = kTogether + kTileWords + 1;
 
-    // Calls body(std::integral_constant<int, room>) with the entries that a list has room for.
-    template <class Body>
-    static auto with_room(int64_t k, Body&& body) {
-        if (k <= 1) return body(std::integral_constant<int, 1>{});
-        if (k <= 4) return body(std::integral_constant<int, 4>{});
-        if (k <= 8) return body(std::integral_constant<int, 8>{});
-        if (k <= 16) return body(std::integral_constant<int, 16>{});
-        if (k <= 32) return body(std::integral_constant<int, 32>{});
-        return body(std::integral_constant<int, 64>{});
-    }
-    static int64_t room_for(int64_t k) {
-        return k == 0 ? 0 : with_room(k, [](auto room) { return int64_t(room.value); });
-    }
-
     void clear() {
-        std::fill(score, score + kRows * room_for(k), T(-INFINITY));
-        std::fill(key, key + kRows * room_for(k), Int(-1));
+        std::fill(score, score + kRows * k, T(-INFINITY));
+        std::fill(key, key + kRows * k, Int(-1));
     }
 
     // Takes in keys key0 .. key0 + count - 1 of one vector of rows; `largest` is that of each tile of keys.
@@ -99,6 +87,8 @@ struct TopK {
     }
 
   private:
+    static constexpr int kSome = 4;  // what goes down a list together
+    static_assert(kSlots % kSome == 0, "slots go down in whole groups");
     static constexpr int64_t kMany = 16 * L::kWidth;  // tiles reached, of all rows together
 
     // The k-th entry of each row's list.
@@ -107,27 +97,32 @@ struct TopK {
     // The k-th largest maximum among groups of tiles, a bound for each row; -inf where there are too few. Few groups
     // are quicker to go through and bound nearly as well. Tiles of a group lie apart, for like scores are neighbours.
     V kth_largest(const T* tile_max, int64_t count) const {
-        return with_room(k, [&](auto room) {
-            constexpr int kRoom = decltype(room)::value;
-            V list[kRoom];
-            for (int t = 0; t < kRoom; ++t) list[t] = L::all(T(-INFINITY));
-            const int64_t together = std::max<int64_t>(1, count / (3 * kRoom)), groups = count / together;
-            for (int64_t group = 0; group < groups; ++group) {
-                auto carried = L::load(tile_max + group * kRows);
-                for (int64_t tile = group + groups; tile < count; tile += groups) {
-                    carried = L::max(carried, L::load(tile_max + tile * kRows));
-                }
-#pragma GCC unroll 16
-                for (int t = 0; t < kRoom; ++t) {
-                    const auto higher = L::max(list[t], carried);
-                    carried = L::min(list[t], carried);
-                    list[t] = higher;
-                }
+        const int64_t together = std::max<int64_t>(1, count / (2 * k + 8)), groups = count / together;
+        auto largest_of = [&](int64_t group) {
+            auto largest = L::all(T(-INFINITY));
+            for (int64_t tile = group; tile < count; tile += groups) {
+                largest = L::max(largest, L::load(tile_max + tile * kRows));
             }
-            T sorted[kRoom * L::kWidth];
-            for (int t = 0; t < kRoom; ++t) L::store(sorted + t * L::kWidth, list[t]);
-            return L::load(sorted + (k - 1) * L::kWidth);
-        });
+            return largest;
+        };
+        V list[kMostTopK];
+        for (int64_t t = 0; t < k; ++t) list[t] = L::all(T(-INFINITY));
+        for (int64_t group = 0; group < groups; group += kSome) {
+            V carried[kSome];
+            for (int i = 0; i < kSome; ++i) {
+                carried[i] = group + i < groups ? largest_of(group + i) : L::all(T(-INFINITY));
+            }
+            for (int64_t t = 0; t < k; ++t) {
+                auto held = list[t];
+#pragma GCC unroll 4
+                for (int i = 0; i < kSome; ++i) {
+                    const auto lower = L::min(held, carried[i]);
+                    held = L::max(held, carried[i]), carried[i] = lower;
+                }
+                list[t] = held;
+            }
+        }
+        return list[k - 1];
     }
 
     // Lists the tiles in which some row reaches its bound, in rising order; gives in how many tiles how many rows do.
@@ -167,52 +162,57 @@ struct TopK {
     // Spreads the candidates listed over the slots of their rows, and inserts what the slots hold.
     void insert_listed(const T* column, int64_t key0, int64_t candidates, int64_t row0) {
         int64_t filled[L::kWidth] = {};
-        uint64_t flags = reached[0].flags;
-        for (int64_t n = 0, word = 0; n < candidates; ++n) {
-            const int64_t place = __builtin_ctzll(flags), lane = place % L::kWidth;
-            const int64_t key = reached[word].key + place / L::kWidth, slot = filled[lane]++;
-            slot_score[slot * L::kWidth + lane] = column[key * kRows + lane];
-            slot_key[slot * L::kWidth + lane] = Int(key0 + key);
+        // Copies, which stores to the lists cannot change in the compiler's eyes.
+        T* const scores = slot_score;
+        Int* const keys = slot_key;
+        const Reached* word = reached;
+        uint64_t flags = word->flags;
+        for (int64_t n = 0; n < candidates; ++n) {
+            const uint64_t place = uint64_t(__builtin_ctzll(flags)), lane = place % L::kWidth;
+            const uint64_t key = uint64_t(word->key) + place / L::kWidth, slot = uint64_t(filled[lane]++);
+            scores[slot * L::kWidth + lane] = column[key * kRows + lane];
+            keys[slot * L::kWidth + lane] = Int(key0) + Int(key);
             if (slot + 1 == kSlots) {
                 insert_slots(kSlots, row0);
                 std::fill(filled, filled + L::kWidth, 0);
             }
             // On to the next word where this one has ended, without a branch: it would go either way at random.
             flags &= flags - 1;
-            const uint64_t next = reached[word + 1].flags, ended = flags == 0;
+            const uint64_t next = word[1].flags, ended = flags == 0;
             flags |= next & (0 - ended);
-            word += int64_t(ended);
+            word += ended;
         }
         insert_slots(*std::max_element(filled, filled + L::kWidth), row0);
     }
 
-    // All rows' lists take in a slot at a time; an entry goes behind those that are not smaller.
+    // All rows' lists take in the slots, a few of which go down a list together, in their order, each entry coming to
+    // lie behind those that are not smaller.
     void insert_slots(int64_t filled, int64_t row0) {
-        with_room(k, [&](auto room) {
-            constexpr int kRoom = decltype(room)::value;
-            V held[kRoom];
-            I held_key[kRoom];
-            for (int t = 0; t < kRoom; ++t) {
-                held[t] = L::load(score + t * kRows + row0), held_key[t] = L::load_int(key + t * kRows + row0);
+        for (int64_t slot = 0; slot < filled; slot += kSome) {
+            V carried[kSome];
+            I carried_key[kSome];
+#pragma GCC unroll 4
+            for (int i = 0; i < kSome; ++i) {
+                T* here = slot_score + (slot + i) * L::kWidth;
+                carried[i] = L::load(here), carried_key[i] = L::load_int(slot_key + (slot + i) * L::kWidth);
+                L::store(here, L::all(T(-INFINITY)));
             }
-            for (int64_t slot = 0; slot < filled; ++slot) {
-                auto carried = L::load(slot_score + slot * L::kWidth);
-                auto carried_key = L::load_int(slot_key + slot * L::kWidth);
-                L::store(slot_score + slot * L::kWidth, L::all(T(-INFINITY)));
-#pragma GCC unroll 16
-                for (int t = 0; t < kRoom; ++t) {
-                    const auto before = L::less(held[t], carried);
-                    const auto lower = L::min(held[t], carried);
-                    const auto lower_key = L::select_int(before, held_key[t], carried_key);
-                    held[t] = L::max(held[t], carried);
-                    held_key[t] = L::select_int(before, carried_key, held_key[t]);
-                    carried = lower, carried_key = lower_key;
+            for (int64_t t = 0; t < k; ++t) {
+                T* here = score + t * kRows + row0;
+                Int* key_here = key + t * kRows + row0;
+                auto held = L::load(here);
+                auto held_key = L::load_int(key_here);
+#pragma GCC unroll 4
+                for (int i = 0; i < kSome; ++i) {
+                    const auto before = L::less(held, carried[i]);
+                    const auto lower = L::min(held, carried[i]);
+                    const auto lower_key = L::select_int(before, held_key, carried_key[i]);
+                    held = L::max(held, carried[i]), held_key = L::select_int(before, carried_key[i], held_key);
+                    carried[i] = lower, carried_key[i] = lower_key;
                 }
+                L::store(here, held), L::store_int(key_here, held_key);
             }
-            for (int t = 0; t < kRoom; ++t) {
-                L::store(score + t * kRows + row0, held[t]), L::store_int(key + t * kRows + row0, held_key[t]);
-            }
-        });
+        }
     }
 };
 

@@ -29,7 +29,7 @@ struct Workspace {
     T *query, *keys, *values, *features, *scores, *out, *feature_out, *largest, *block_max, *block_shift, *kept,
         *narrow_kept;
     T *factor, *row, *ones, *staging, *paired_prob;
-    bool counted[kRows];
+    bool counted[kRows], all_counted;
     int32_t* key_tags;
     RowState<T> state;
 
@@ -116,9 +116,8 @@ struct Workspace {
         take(&state.offset_score, offsets * kRows);
         take(&state.position, kRows);
         take(&state.query_tags, tags * kRows);
-        const int64_t room = TopK<T>::room_for(problem.topk);
-        take(&state.top.score, room * kRows);
-        take(&state.top.key, room * kRows);
+        take(&state.top.score, problem.topk * kRows);
+        take(&state.top.key, problem.topk * kRows);
         if (problem.topk > 0) {
             take(&state.top.tiles, kBlockTiles<T>);
             take(&state.top.reached, TopK<T>::kReachedRoom);
