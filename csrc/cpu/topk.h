@@ -185,12 +185,13 @@ struct TopK {
         insert_slots(*std::max_element(filled, filled + L::kWidth), row0);
     }
 
-    // All rows' lists take in the slots, a few of which go down a list together, in their order, each entry coming to
-    // lie behind those that are not smaller.
+    // All rows' lists take in the slots, a few of which go down a list together, in their order. An entry comes to lie
+    // behind those that are not smaller, and from there on all move down.
     void insert_slots(int64_t filled, int64_t row0) {
         for (int64_t slot = 0; slot < filled; slot += kSome) {
             V carried[kSome];
             I carried_key[kSome];
+            typename L::M moving[kSome] = {};
 #pragma GCC unroll 4
             for (int i = 0; i < kSome; ++i) {
                 T* here = slot_score + (slot + i) * L::kWidth;
@@ -204,10 +205,10 @@ struct TopK {
                 auto held_key = L::load_int(key_here);
 #pragma GCC unroll 4
                 for (int i = 0; i < kSome; ++i) {
-                    const auto before = L::less(held, carried[i]);
+                    moving[i] = L::either(moving[i], L::less(held, carried[i]));
                     const auto lower = L::min(held, carried[i]);
-                    const auto lower_key = L::select_int(before, held_key, carried_key[i]);
-                    held = L::max(held, carried[i]), held_key = L::select_int(before, carried_key[i], held_key);
+                    const auto lower_key = L::select_int(moving[i], held_key, carried_key[i]);
+                    held = L::max(held, carried[i]), held_key = L::select_int(moving[i], carried_key[i], held_key);
                     carried[i] = lower, carried_key[i] = lower_key;
                 }
                 L::store(here, held), L::store_int(key_here, held_key);
