@@ -49,10 +49,10 @@ struct TopK {
     T* score = nullptr;  // [k][kRows]
     Int* key = nullptr;  // [k][kRows]
     // Scratch for one vector of rows.
-    Int* tiles = nullptr;         // [block's tiles] those that some row reaches
-    Reached* reached = nullptr;   // [kReachedRoom] words that are not 0
-    T* slot_score = nullptr;      // [kSlots][kWidth] -inf between calls
-    Int* slot_key = nullptr;      // [kSlots][kWidth]
+    Int* tiles = nullptr;        // [block's tiles] those that some row reaches
+    Reached* reached = nullptr;  // [kReachedRoom] words that are not 0
+    T* slot_score = nullptr;     // [kSlots][kWidth] -inf between calls
+    Int* slot_key = nullptr;     // [kSlots][kWidth]
 
     static constexpr int64_t kReachedRoom = kTogether + kTileWords + 1;
 

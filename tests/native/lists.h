@@ -68,9 +68,8 @@ void check_topk() {
                     const Int want = there ? order[t] : -1;
                     const T score = there ? scores[want * kRows + row] : T(-INFINITY);
                     const bool right = held_keys[t * kRows + row] == want && held[t * kRows + row] == score;
-                    check::that(
-                        right, "top-k: k, kind, row, place, key",
-                        {double(k), double(kind), double(row), double(t), double(held_keys[t * kRows + row])});
+                    check::that(right, "top-k: k, kind, row, place, key",
+                                {double(k), double(kind), double(row), double(t), double(held_keys[t * kRows + row])});
                 }
             }
         }
