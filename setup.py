@@ -131,7 +131,7 @@ if __name__ == "__main__":
         packages=PACKAGES,
         py_modules=["attncap_command"],
         package_dir=PACKAGE_DIR,
-        package_data={"attncap": ["py.typed"], "attncap.report": ["templates/*"]},
+        package_data={"attncap": ["py.typed", "qualified.json"], "attncap.report": ["templates/*"]},
         ext_modules=[extension()],
         cmdclass={"build_ext": BuildExtension},
     )

@@ -87,12 +87,12 @@ def attention(
         key_features=key_features,
     )
     refuse_grad(query, key, value, extras)
-    chosen = dispatch.choose(impl, query)
+    chosen = dispatch.choose(impl, query, value)
     if chosen == "reference":
         return reference.attention(query, key, value, spec, options, extras)
     from attncap import ops
 
-    return ops.attention(query, key, value, spec, options, extras)
+    return ops.attention(query, key, value, spec, options, extras, chosen)
 
 
 def attention_varlen(
@@ -153,12 +153,12 @@ def attention_varlen(
     refuse_grad(query, key, value, extras)
     if len(bounds_q) == 1:  # no sequence at all: one empty sequence gives the empty tensors
         bounds_q, bounds_k = [0, 0], [0, 0]
-    chosen = dispatch.choose(impl, query)
+    chosen = dispatch.choose(impl, query, value)
     if chosen == "reference":
         return reference.attention_varlen(query, key, value, bounds_q, bounds_k, spec, options, extras)
     from attncap import ops
 
-    return ops.attention_varlen(query, key, value, bounds_q, bounds_k, spec, options, extras)
+    return ops.attention_varlen(query, key, value, bounds_q, bounds_k, spec, options, extras, chosen)
 
 
 def refuse_grad(query: Tensor, key: Tensor, value: Tensor, extras: Extras) -> None:

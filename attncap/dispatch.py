@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attncap import qualification
 from attncap.types import UnsupportedError
 
 IMPLS = ("reference", "cpu", "triton", "cuda")
@@ -35,7 +36,7 @@ def kernel_hash() -> str | None:
     return _C.source_hash
 
 
-def choose(impl: Any, query: Tensor) -> str:
+def choose(impl: Any, query: Tensor, value: Tensor) -> str:
     """The implementation for this call. One asked for by name never falls back: it serves or raises.
 
     Raises:
@@ -47,8 +48,8 @@ def choose(impl: Any, query: Tensor) -> str:
         raise TypeError(f"impl: expected a name, got {type(impl).__name__}")
     if impl != "auto" and impl not in IMPLS:
         raise ValueError(f"impl: expected one of {', '.join(IMPLS)} or auto, got {impl!r}")
-    chosen = _automatic(query) if impl == "auto" else impl
-    lacks = _lacks(chosen, query)
+    chosen = _automatic(query, value) if impl == "auto" else impl
+    lacks = _lacks(chosen, query, value)
     if lacks is not None:
         raise UnsupportedError(f"impl={chosen!r} cannot serve this call: {lacks}")
     if not torch.compiler.is_compiling():
@@ -56,35 +57,50 @@ def choose(impl: Any, query: Tensor) -> str:
     return chosen
 
 
-def _automatic(query: Tensor) -> str:
-    """On the CPU the C++ kernel where it is built; elsewhere the reference, until a GPU kernel is qualified."""
-    if query.device.type == "cpu" and _availability("cpu") == "yes":
-        return "cpu"
+def _automatic(query: Tensor, value: Tensor) -> str:
+    """The C++ kernels on the CPU and the Triton kernels on a GPU, where they serve the call; else the reference."""
+    device = query.device.type
+    fast = {"cpu": "cpu", "cuda": "triton"}.get(device)
+    lacks = f"it has no kernels for {device}" if fast is None else _lacks(fast, query, value)
+    if fast is not None and lacks is None:
+        if fast == "triton" and not torch.compiler.is_compiling():
+            _warn_of_unqualified(query.device)
+        return fast
     if not torch.compiler.is_compiling():
-        _warn_of_reference(query.device.type)
+        _warn_of_reference(str(lacks))
     return "reference"
 
 
 @functools.cache
-def _warn_of_reference(device: str) -> None:
-    """Once per kind of device: what runs is right, but slow and as large as the map."""
-    why = _availability("cpu") if device == "cpu" else f"it has no kernels for {device} yet"
+def _warn_of_reference(why: str) -> None:
+    """Once for each reason: what runs is right, but slow and as large as the map."""
     warnings.warn(f"attncap computes with the slow reference, which holds the N x N map, for {why}", stacklevel=5)
 
 
-def _lacks(impl: str, query: Tensor) -> str | None:
+@functools.cache
+def _warn_of_unqualified(device: torch.device) -> None:
+    """Once for each GPU on which nobody has proved and timed these kernels."""
+    why = qualification.lacks("triton", device)
+    if why is not None:
+        warnings.warn(f"attncap's Triton kernels are not qualified here: {why}; see `attncap doctor`", stacklevel=5)
+
+
+def _lacks(impl: str, query: Tensor, value: Tensor) -> str | None:
     availability = _availability(impl)
     if availability != "yes":
         return availability
     if impl == "cpu" and query.device.type != "cpu":
         return f"it serves tensors on the cpu, got {query.device}"
+    if impl == "triton":
+        from attncap_kernels.call import lacks
+
+        return lacks(query, value)
     return None
 
 
 def _availability(impl: str) -> str:
-    if impl == "reference":
-        return "yes"
-    return _cpu_availability() if impl == "cpu" else f"attncap has no {impl} kernels yet"
+    known = {"reference": lambda: "yes", "cpu": _cpu_availability, "triton": _triton_availability}
+    return known[impl]() if impl in known else f"attncap has no {impl} kernels yet"
 
 
 def _cpu_availability() -> str:
@@ -94,4 +110,18 @@ def _cpu_availability() -> str:
         return "the C++ extension attncap._C is not built; reinstall attncap with a C++17 compiler"
     except ImportError as error:
         return f"the C++ extension attncap._C does not load: {error}"
+    return "yes"
+
+
+def _triton_availability() -> str:
+    try:
+        import triton
+    except ImportError as error:
+        return f"Triton does not import: {error}"
+    try:
+        import attncap_kernels.launch  # noqa: F401
+    except ImportError as error:
+        return f"the Triton kernels do not import: {error}"
+    if not torch.cuda.is_available() and not triton.knobs.runtime.interpret:
+        return "torch sees no GPU here (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, for tests)"
     return "yes"

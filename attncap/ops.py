@@ -27,24 +27,24 @@ _EXTRAS = "Tensor? sink_logits, Tensor? query_mask, Tensor? query_tags, Tensor? 
 torch.library.define(
     "attncap::attention",
     f"(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, {_EXTRAS}, {_NUMBERS}, "
-    f"SymInt query_offset) -> Tensor[]",
+    f"SymInt query_offset, str impl) -> Tensor[]",
 )
 torch.library.define(
     "attncap::attention_varlen",
     f"(Tensor query, Tensor key, Tensor value, int[] bounds_q, int[] bounds_k, {_EXTRAS}, {_NUMBERS}, "
-    f"int? query_offset) -> Tensor[]",
+    f"int? query_offset, str impl) -> Tensor[]",
 )
 
 _SPEC_FIELDS = tuple(field.name for field in fields(StatSpec))
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, options: Options, extras: Extras
+    query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, options: Options, extras: Extras, impl: str
 ) -> tuple[Tensor, HeadStats]:
-    """Run attncap::attention on checked arguments."""
+    """Run attncap::attention on checked arguments, served by `impl`."""
     offset = key.shape[2] - query.shape[2] if options.query_offset is None else options.query_offset
     outputs = torch.ops.attncap.attention(
-        query, key, value, extras.attn_mask, *_optional(extras), *_numbers(spec, options), offset
+        query, key, value, extras.attn_mask, *_optional(extras), *_numbers(spec, options), offset, impl
     )
     return _unpack(outputs, spec, extras)
 
@@ -58,10 +58,11 @@ def attention_varlen(
     spec: StatSpec,
     options: Options,
     extras: Extras,
+    impl: str,
 ) -> tuple[Tensor, HeadStats]:
-    """Run attncap::attention_varlen on checked arguments."""
+    """Run attncap::attention_varlen on checked arguments, served by `impl`."""
     outputs = torch.ops.attncap.attention_varlen(
-        query, key, value, bounds_q, bounds_k, *_optional(extras), *_numbers(spec, options), options.query_offset
+        query, key, value, bounds_q, bounds_k, *_optional(extras), *_numbers(spec, options), options.query_offset, impl
     )
     return _unpack(outputs, spec, extras)
 
@@ -144,32 +145,50 @@ def _packed_outputs(
     return query.new_empty(query.shape[0], heads, value.shape[2]), _new_stats(query, shapes)
 
 
-@torch.library.impl("attncap::attention", "cpu")
-def _attention_cpu(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> list[Tensor]:
-    from attncap import cpu
+def _launch(
+    impl: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sequences: list[tuple[int, int, int, int, int, int]],
+    packed: bool,
+    spec: StatSpec,
+    options: Options,
+    extras: Extras,
+    out: Tensor,
+    stats: HeadStats,
+) -> None:
+    """Fill `out` and `stats` by the kernels of `impl`."""
+    if impl == "triton":
+        from attncap_kernels import launch
 
-    spec, options, extras = _arguments(attn_mask, rest)
+        launch.attention(query, key, value, sequences, packed, spec, options, extras, out, stats)
+    else:
+        from attncap import cpu
+
+        cpu.attention(query, key, value, sequences, spec, options, extras, out, stats)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> list[Tensor]:
+    spec, options, extras, impl = _arguments(attn_mask, rest)
     out, stats = _dense_outputs(query, key, value, spec, extras)
     assert options.query_offset is not None
     shape = (query.shape[2], 0, key.shape[2], options.query_offset)
     sequences = [(batch, 0, *shape) for batch in range(query.shape[0])]
-    cpu.attention(query, key, value, sequences, spec, options, extras, out, stats)
+    _launch(impl, query, key, value, sequences, False, spec, options, extras, out, stats)
     return _pack(out, stats)
 
 
 @torch.library.register_fake("attncap::attention")  # type: ignore[untyped-decorator]
 def _attention_fake(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> list[Tensor]:
-    spec, _, extras = _arguments(attn_mask, rest)
+    spec, _, extras, _ = _arguments(attn_mask, rest)
     return _pack(*_dense_outputs(query, key, value, spec, extras))
 
 
-@torch.library.impl("attncap::attention_varlen", "cpu")
-def _attention_varlen_cpu(
+def _attention_varlen(
     query: Tensor, key: Tensor, value: Tensor, bounds_q: list[int], bounds_k: list[int], *rest: Any
 ) -> list[Tensor]:
-    from attncap import cpu
-
-    spec, options, extras = _arguments(None, rest)
+    spec, options, extras, impl = _arguments(None, rest)
     out, stats = _packed_outputs(query, key, value, spec, extras)
     sequences = []
     for q0, q1, k0, k1 in zip(bounds_q[:-1], bounds_q[1:], bounds_k[:-1], bounds_k[1:], strict=True):
@@ -179,7 +198,7 @@ def _attention_varlen_cpu(
     batched = HeadStats(**{name: tensor[None] for name, tensor in stats.items()})
     packed = (tensor.transpose(0, 1)[None] for tensor in (query, key, value, out))
     query4, key4, value4, out4 = packed
-    cpu.attention(query4, key4, value4, sequences, spec, options, extras, out4, batched)
+    _launch(impl, query4, key4, value4, sequences, True, spec, options, extras, out4, batched)
     return _pack(out, stats)
 
 
@@ -187,21 +206,27 @@ def _attention_varlen_cpu(
 def _attention_varlen_fake(
     query: Tensor, key: Tensor, value: Tensor, bounds_q: list[int], bounds_k: list[int], *rest: Any
 ) -> list[Tensor]:
-    spec, _, extras = _arguments(None, rest)
+    spec, _, extras, _ = _arguments(None, rest)
     return _pack(*_packed_outputs(query, key, value, spec, extras))
 
 
-def _arguments(attn_mask: Tensor | None, rest: tuple[Any, ...]) -> tuple[StatSpec, Options, Extras]:
-    """The schema's optional tensors, numbers and offset as the project's own records."""
-    tensors, numbers, query_offset = rest[:5], rest[5:-1], rest[-1]
+def _arguments(attn_mask: Tensor | None, rest: tuple[Any, ...]) -> tuple[StatSpec, Options, Extras, str]:
+    """The schema's optional tensors, numbers, offset and name as the project's own records."""
+    tensors, numbers, query_offset, impl = rest[:5], rest[5:-2], rest[-2], rest[-1]
     statistics, (causal, scale, window, softcap) = numbers[: len(_SPEC_FIELDS)], numbers[len(_SPEC_FIELDS) :]
     spec = _spec_of(tuple(tuple(entry) if isinstance(entry, list) else entry for entry in statistics))
-    return spec, Options(causal, scale, (window[0], window[1]), softcap, query_offset), Extras(attn_mask, *tensors)
+    return (
+        spec,
+        Options(causal, scale, (window[0], window[1]), softcap, query_offset),
+        Extras(attn_mask, *tensors),
+        impl,
+    )
 
 
 def _no_gradient(_context: Any, *_gradients: Any) -> None:
     raise UnsupportedError("attncap's operators have no gradients yet; call them under torch.no_grad()")
 
 
-for _name in ("attncap::attention", "attncap::attention_varlen"):
+for _name, _kernel in (("attncap::attention", _attention), ("attncap::attention_varlen", _attention_varlen)):
+    torch.library.impl(_name, ("cpu", "cuda"), _kernel)
     torch.library.register_autograd(_name, _no_gradient)

@@ -120,7 +120,7 @@ def make_plan(work: Work, corpus: Corpus, survey: Survey, size: ShardSize) -> di
             "transformers": require("transformers", "scan").__version__,
             "python": platform.python_version(),
         },
-        "impl": dispatch.choose("auto", torch.empty(1, 1, 1, 1, dtype=dtype, device=work.device)),
+        "impl": dispatch.choose("auto", *(torch.empty(1, 1, 1, 1, dtype=dtype, device=work.device),) * 2),
         "counts": {"empty_documents": survey.empty, "failed_documents": survey.failed},
         "progress": {},
         "heads_sha256": None,

@@ -28,6 +28,36 @@ class Case:
         return Case(*cast, self.spec, self.kwargs)
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What random calls draw their sizes from."""
+
+    batches: tuple[int, ...] = (1, 2, 3)
+    groups: tuple[int, ...] = (1, 2, 3)  # key heads
+    heads_of_group: tuple[int, ...] = (1, 2, 4)
+    rows: tuple[int, ...] = (0, 1, 2, 17, 63, 64, 65)
+    longest: int = 150
+    dims: tuple[int, ...] = (1, 3, 8, 16, 33, 64)
+    value_dims: tuple[int, ...] = (1, 5, 8, 16, 32, 70)
+    tags: tuple[int, ...] = (1, 2, 3)
+    features: tuple[int, ...] = (1, 3, 9)
+
+
+# For interpreted kernels, whose time is that of their tiles: few heads and rows; head dims, tags and features as wide
+# as they come.
+SMALL = Sizes(
+    batches=(1, 2),
+    groups=(1, 2),
+    heads_of_group=(1, 1, 3),
+    rows=(0, 1, 2, 17, 32, 33),
+    longest=50,
+    dims=(1, 3, 16, 33, 80, 256),
+    value_dims=(1, 5, 16, 70, 129, 256),
+    tags=(1, 3, 6),
+    features=(1, 9, 35),
+)
+
+
 def strided(tensor: Tensor, rng: random.Random) -> Tensor:
     """The same values behind strides that are not contiguous."""
     kind = rng.choice(["plain", "heads last", "every other", "reversed dims"])
@@ -72,17 +102,18 @@ def random_mask(rng: random.Random, shape: tuple[int, int, int, int]) -> Tensor 
 
 
 def random_case(
-    seed: int, *, dtype: torch.dtype = torch.float32, longest: int = 150, number_of_keys: int | None = None
+    seed: int, *, dtype: torch.dtype = torch.float32, sizes: Sizes = Sizes(), number_of_keys: int | None = None
 ) -> Case:
     """The same seed gives the same call."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    batch, groups = rng.choice([1, 2, 3]), rng.choice([1, 2, 3])
-    heads = groups * rng.choice([1, 2, 4])
-    rows = rng.choice([0, 1, 2, 17, 63, 64, 65, rng.randint(1, longest)])
+    batch, groups = rng.choice(sizes.batches), rng.choice(sizes.groups)
+    heads = groups * rng.choice(sizes.heads_of_group)
+    longest = sizes.longest
+    rows = rng.choice([*sizes.rows, rng.randint(1, longest)])
     keys = rows if rng.random() < 0.4 else rng.choice([0, 1, 5, 64, rng.randint(1, longest), 4 * longest])
     keys = keys if number_of_keys is None else number_of_keys
-    dim, value_dim = rng.choice([1, 3, 8, 16, 33, 64]), rng.choice([1, 5, 8, 16, 32, 70])
+    dim, value_dim = rng.choice(sizes.dims), rng.choice(sizes.value_dims)
     magnitude = rng.choice([0.3, 1.0, 4.0])
     query = strided(magnitude * torch.randn(batch, heads, rows, dim).to(dtype), rng)
     key = strided(torch.randn(batch, groups, keys, dim).to(dtype), rng)
@@ -102,7 +133,7 @@ def random_case(
     if rng.random() < 0.3:
         kwargs["query_mask"] = torch.rand(batch, rows) < 0.7
     if rng.random() < 0.4:
-        kinds = rng.choice([1, 2, 3])
+        kinds = rng.choice(sizes.tags)
         far = rng.choice([0, 2**40])  # tags wider than 32 bits too
         query_tags, key_tags = torch.randint(0, 4, (kinds, batch, rows)), torch.randint(-2, 4, (kinds, batch, keys))
         kwargs |= {
@@ -110,5 +141,5 @@ def random_case(
             "key_tags": torch.where(key_tags > 0, key_tags + far, key_tags),
         }
     if rng.random() < 0.3:
-        kwargs["key_features"] = torch.randn(batch, keys, rng.choice([1, 3, 9]))
+        kwargs["key_features"] = torch.randn(batch, keys, rng.choice(sizes.features))
     return Case(query, key, value, random_spec(rng), kwargs)

@@ -12,7 +12,7 @@ import torch
 import attncap
 from attncap import _C, StatSpec, attention, attention_varlen
 from tests.budget import assert_matches_float64, difference, worst
-from tests.cases import Case, random_case
+from tests.cases import Case, Sizes, random_case
 
 IMPLS = [name for name, why in attncap.available_impls().items() if why == "yes" and name != "reference"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -100,7 +100,7 @@ def row_statistics(
 
 @pytest.mark.parametrize("seed", range(40))
 def test_the_reference_is_the_formula(seed: int) -> None:
-    case = random_case(seed, dtype=torch.float64, longest=12)
+    case = random_case(seed, dtype=torch.float64, sizes=Sizes(longest=12))
     out, stats = attention(case.query, case.key, case.value, case.spec, impl="reference", **case.kwargs)
     plain = loops(case)
     query_mask = case.kwargs.get("query_mask")
@@ -377,7 +377,7 @@ def test_every_set_of_instructions_matches_the_reference(isa: str, monkeypatch: 
 def test_random_calls_over_several_blocks_of_keys(isa: str, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNCAP_CPU_ISA", isa)
     for seed in range(keys, keys + 4):
-        case = random_case(seed, dtype=DTYPES[seed % 4], longest=70, number_of_keys=keys)
+        case = random_case(seed, dtype=DTYPES[seed % 4], sizes=Sizes(longest=70), number_of_keys=keys)
         out, stats = attention(case.query, case.key, case.value, case.spec, impl="cpu", **case.kwargs)
         assert_matches_float64(out, stats, case)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attncap import HeadStats, StatSpec, attention, attention_varlen, ops, validation
-from tests.cases import random_case
+from tests.cases import Sizes, random_case
 
 
 def record_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, ...]]:
@@ -27,7 +27,7 @@ def record_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, 
 
 @pytest.mark.parametrize("seed", [3, 8, 11, 14, 20, 21])
 def test_opcheck_passes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = random_case(seed, longest=40)
+    case = random_case(seed, sizes=Sizes(longest=40))
     with monkeypatch.context() as patch:
         calls = record_calls(patch, "attention")
         attention(case.query, case.key, case.value, case.spec, impl="cpu", **case.kwargs)

@@ -1,0 +1,96 @@
+"""Which tiles a kernel is compiled with: a small table, and rules that depend on shapes alone.
+
+Nothing is timed at run time, so the same call takes the same tiles, and gives the same bits, in every run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Rows and keys of a tile, and how the compiler lays it out."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+# By the larger of the padded head dims. A larger tile has fewer instructions for each score, until registers spill:
+# with every statistic on, none of these do (benchmarks/gate).
+HALF = {
+    16: Tiles(128, 128, 8, 3),
+    32: Tiles(128, 128, 8, 3),
+    64: Tiles(128, 128, 8, 3),
+    128: Tiles(128, 64, 8, 3),
+    256: Tiles(64, 32, 8, 3),
+}
+FLOAT = {
+    16: Tiles(64, 64, 4, 2),
+    32: Tiles(64, 64, 4, 2),
+    64: Tiles(64, 64, 4, 2),
+    128: Tiles(64, 32, 4, 2),
+    256: Tiles(32, 32, 4, 2),
+}
+KEYS_WITH_TAGS = 32  # tags and features take registers for each key of a tile
+KEYS_WITH_MASK = 64  # and so do masks and softcap
+# Interpreted kernels are slow, and small tiles walk through more of their loops.
+INTERPRETED = Tiles(32, 32, 4, 1)
+DECODING_ROWS = 16
+MOST_PARTS = 64
+ENOUGH_PROGRAMS = 128  # about as many as a large card has multiprocessors
+
+
+def tiles_for(
+    pad: int, dtype: torch.dtype, rows: int, topk: int = 0, *, tags: bool = False, masked: bool = False
+) -> Tiles:
+    """Tiles for head dims padded to `pad`, `rows` rows a head (or group of heads) and a top `topk`.
+
+    tags: there are tags or features; masked: there is an attn_mask or a softcap.
+    """
+    tiles = INTERPRETED if triton.knobs.runtime.interpret else (FLOAT if dtype == torch.float32 else HALF)[pad]
+    if tags:
+        tiles = replace(tiles, keys=min(tiles.keys, KEYS_WITH_TAGS))
+    if masked:
+        tiles = replace(tiles, keys=min(tiles.keys, KEYS_WITH_MASK))
+    while topk > tiles.keys // 2:
+        # There must be more classes of keys than k.
+        tiles = replace(tiles, rows=max(16, tiles.rows // 2), keys=2 * tiles.keys, stages=2)
+    if rows <= DECODING_ROWS:
+        return replace(tiles, rows=DECODING_ROWS, warps=4)
+    if rows <= tiles.rows // 2:
+        return replace(tiles, rows=max(16, tiles.rows // 2), warps=4)
+    return tiles
+
+
+def selecting_tiles(tiles: Tiles) -> Tiles:
+    """Tiles of the pass that orders lists of candidates: few rows, for a list is long."""
+    return Tiles(16, max(64, tiles.keys), 4, 1)
+
+
+def parts_for(programs: int, keys: int, tiles: Tiles) -> int:
+    """Parts that the keys are split into, so that few rows fill a card; a part has at least four tiles."""
+    if programs >= ENOUGH_PROGRAMS:
+        return 1
+    wanted = -(-4 * ENOUGH_PROGRAMS // max(programs, 1))
+    return max(1, min(wanted, keys // (4 * tiles.keys), MOST_PARTS))
+
+
+def classes_for(topk: int, tile_keys: int) -> int:
+    """Classes of keys whose maxima bound the k-th largest score: twice k at least, as far as a tile has keys."""
+    return min(max(32, 1 << (2 * topk - 1).bit_length()), tile_keys)
+
+
+def capacity_for(topk: int) -> int:
+    """Tiles in a row's list of candidates; about 1.4 k keys are expected to reach the bound."""
+    return max(32, 4 * topk)
+
+
+def most_listed(topk: int) -> int:
+    """Keys of a row that are scored one by one; where more reach the bound, all of them are walked."""
+    return 64 + 8 * topk

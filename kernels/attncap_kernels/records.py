@@ -1,0 +1,139 @@
+"""Records that kernels take and pass on: tensors with their strides, numbers, and the plan a kernel is compiled for.
+
+What is absent is None, and a kernel is compiled for what is None: statistics that are off cost nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from triton.language import constexpr
+
+# Numbers that change from call to call: a kernel is not compiled anew for their being 1 or a multiple of 16.
+LENGTHS = ["rows", "keys", "offset", "total_rows", "left", "right"]
+
+
+class Array(NamedTuple):
+    """A tensor of up to four dimensions: pointer, and strides in elements (0 for dimensions it does not have)."""
+
+    ptr: Any
+    s0: Any
+    s1: Any
+    s2: Any
+    s3: Any
+
+
+class Inputs(NamedTuple):
+    """The tensors of a call, each an Array or None."""
+
+    query: Any  # (B, H, Q, D)
+    key: Any  # (B, G, K, D)
+    value: Any  # (B, G, K, E)
+    attn_mask: Any  # (B, H, Q, K)
+    sink_logits: Any  # (H,)
+    query_mask: Any  # (B, Q)
+    query_tags: Any  # (T, B, Q) int32
+    key_tags: Any  # (T, B, K) int32
+    key_features: Any  # (B, K, F)
+    heads: Any  # H
+    key_heads: Any  # G
+    sequences: Any  # of packed sequences: see rows.py
+    tiles: Any
+    part_rows: Any  # B * H * Q, how far apart the statistics of two parts of the keys are
+
+
+class Numbers(NamedTuple):
+    """The scalars of a call."""
+
+    sign: Any  # of the scale; 0 where the scale is 0
+    scale: Any  # its size (1 where the scale is 0)
+    softcap: Any
+    left: Any  # window, used where the plan has LEFT and RIGHT; a causal mask is right = 0
+    right: Any
+    sink: Any
+    diagonal: Any
+
+
+class Outputs(NamedTuple):
+    """Where results go: `out` an Array, statistics pointers to contiguous (B, H, Q) or (B, H, Q, n), or None.
+
+    Of programs that see a part of the keys, what they write is partial (merge.py), one block for each part.
+    """
+
+    out: Any
+    lse: Any
+    max_logit: Any
+    entropy: Any
+    collision: Any
+    distance: Any
+    sink_mass: Any
+    diagonal_mass: Any
+    null_mass: Any
+    offset_mass: Any
+    offsets: Any  # (O,) int32, the offsets themselves
+    tag_mass: Any
+    feature_mass: Any
+    peak: Any  # (B, H, Q) largest x of the row (scores.py), for later passes
+    total: Any  # (B, H, Q) sum of 2^t
+    bound: Any  # (B, H, Q) lower bound of the k-th largest x, or the (B, H, Q, C) class maxima of a part
+
+
+class Plan(NamedTuple):
+    """What a kernel is compiled for."""
+
+    BLOCK_M: Any
+    BLOCK_N: Any
+    D: Any
+    E: Any
+    PAD_D: Any  # D and E as powers of two of at least 16
+    PAD_E: Any
+    GROUP: Any  # query heads of one key head that share a tile (rows.py)
+    PARTS: Any  # parts that the keys are split into
+    LEFT: Any  # whether the window has that side
+    RIGHT: Any
+    MASK: Any  # 0 none, 1 bool, 2 floating
+    SOFTCAP: Any
+    OFFSETS: Any  # how many
+    TAGS: Any
+    FEATURES: Any
+    TOPK: Any  # k, where a bound for it is wanted; else 0
+    CLASSES: Any  # classes of keys whose maxima give that bound
+    WIDE: Any  # strides so large that 32 bits do not hold a step within a tile
+    DOT: Any  # precision of products of inputs: "ieee" or "tf32"
+
+    @classmethod
+    def of(cls, **fields: Any) -> Plan:
+        """A plan as kernels take it: its fields are compile-time constants."""
+        return cls(**{name: constexpr(value) for name, value in fields.items()})
+
+
+class Lists(NamedTuple):
+    """Lists of tiles with candidates (topk.py), for each part of the keys and row."""
+
+    counts: Any  # (parts, rows) int32
+    starts: Any  # (parts, rows, CAPACITY) int32, first key of a tile
+    words: Any  # (parts, rows, CAPACITY, BLOCK_N / 32) int32, a bit for each key of the tile
+
+
+class Rows(NamedTuple):
+    """The rows that a program serves (made inside of kernels)."""
+
+    batch: Any
+    head: Any  # query head, one for each row where heads share a tile
+    key_head: Any
+    row: Any  # [M] row within its sequence
+    exists: Any  # [M]
+    position: Any  # [M]
+    first_position: Any  # of the rows that exist
+    last_position: Any
+    row0: Any  # first row and key of the sequence
+    key0: Any
+    keys: Any
+    statistic: Any  # [M] index of the row in the statistics
+    counted: Any  # [M] exists, and not left out by query_mask
+
+
+def array(tensor: Tensor | None) -> Array | None:
+    """`tensor` as kernels take it."""
+    return None if tensor is None else Array(tensor, *(*tensor.stride(), 0, 0, 0, 0)[:4])

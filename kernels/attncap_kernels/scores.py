@@ -1,0 +1,118 @@
+"""Scores of one tile of rows and keys, and which of them are seen.
+
+Scores stay in a unit of their own, so that most calls need no multiplication: exp(s - m) is exp2((x - m) * unit) for
+the x given here. Without softcap and floating mask x is the plain product of query and key, and s = x * scale; with one
+of them x is the score s itself.
+"""
+
+import triton
+import triton.language as tl
+
+from attncap_kernels.rows import load_keys
+
+
+@triton.jit
+def load_key_tile(inputs, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
+    """[PAD_D, N]: keys start .. start + N - 1, as columns."""
+    return load_keys(inputs.key, rows, start, P.BLOCK_N, P.D, P.PAD_D, True, MASKED, P.WIDE)
+
+
+@triton.jit
+def score_of_x(numbers, P: tl.constexpr):
+    """s / x."""
+    if P.SOFTCAP or P.MASK == 2:
+        return numbers.scale * 0.0 + 1.0
+    return numbers.scale
+
+
+@triton.jit
+def tanh(x):
+    """Near 0 an odd polynomial, where 1 - exp(-2|x|) would lose digits."""
+    decay = tl.exp(-2.0 * tl.abs(x))
+    far = (1.0 - decay) / (1.0 + decay)
+    square = x * x
+    near = x * (1.0 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
+    return tl.where(tl.abs(x) < 0.25, near, tl.where(x < 0, -far, far))
+
+
+@triton.jit
+def tile_scores(query_MD, key_DN, inputs, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
+    """x [M, N] of keys start .. start + N - 1, -inf where hidden. MASKED False promises that nothing is hidden."""
+    x_MN = tl.dot(query_MD, key_DN, input_precision=P.DOT)
+    if P.SOFTCAP:
+        x_MN = numbers.softcap * tanh(x_MN * (numbers.scale / numbers.softcap))
+    elif P.MASK == 2:
+        x_MN = x_MN * numbers.scale
+    if MASKED:
+        column = tl.arange(0, P.BLOCK_N)[None, :]
+        if P.RIGHT:
+            hidden = column > (tl.minimum(rows.position + numbers.right, rows.keys - 1) - start)[:, None]
+        else:
+            hidden = column >= rows.keys - start
+        if P.LEFT:
+            hidden = hidden | (column < (rows.position - numbers.left - start)[:, None])
+        if P.MASK != 0:
+            key = start + column
+            mask = inputs.attn_mask
+            place = rows.batch * mask.s0 + rows.head.to(tl.int64) * mask.s1 + rows.row.to(tl.int64) * mask.s2
+            pointer = mask.ptr + place[:, None] + key.to(tl.int64) * mask.s3
+            entry = tl.load(pointer, mask=rows.exists[:, None] & (key < rows.keys), other=0)
+            if P.MASK == 1:
+                hidden = hidden | (entry == 0)
+            else:
+                bias = entry.to(tl.float32)
+                hidden = hidden | (bias == float("-inf"))
+                x_MN += bias
+        x_MN = tl.where(hidden, float("-inf"), x_MN)
+    return x_MN
+
+
+@triton.jit
+def seen_range(numbers, rows, P: tl.constexpr):
+    """(begin, whole begin, whole end, end): the keys that some row sees, and tiles in between that all see whole."""
+    begin, end = 0, rows.keys
+    whole_begin, whole_end = 0, rows.keys
+    if P.LEFT:
+        begin = tl.maximum(rows.first_position - numbers.left, 0) // P.BLOCK_N * P.BLOCK_N
+        whole_begin = tl.cdiv(tl.maximum(rows.last_position - numbers.left, 0), P.BLOCK_N) * P.BLOCK_N
+    if P.RIGHT:
+        end = tl.minimum(rows.keys, rows.last_position + numbers.right + 1)
+        whole_end = tl.minimum(rows.keys, rows.first_position + numbers.right + 1)
+    end = tl.maximum(end, begin)
+    whole_begin = tl.minimum(tl.maximum(whole_begin, begin), end)
+    whole_end = tl.minimum(tl.maximum(tl.maximum(whole_end, 0) // P.BLOCK_N * P.BLOCK_N, whole_begin), end)
+    if P.MASK != 0:
+        whole_begin = end
+        whole_end = end
+    return begin, whole_begin, whole_end, end
+
+
+@triton.jit
+def seen_part(numbers, rows, part, P: tl.constexpr):
+    """`seen_range` within one of PARTS parts of the keys, each of whole tiles."""
+    begin, whole_begin, whole_end, end = seen_range(numbers, rows, P)
+    if P.PARTS > 1:
+        size = tl.cdiv(tl.cdiv(rows.keys, P.BLOCK_N), P.PARTS) * P.BLOCK_N
+        begin, end = tl.maximum(begin, part * size), tl.minimum(end, (part + 1) * size)
+        whole_begin = tl.minimum(tl.maximum(whole_begin, begin), end)
+        whole_end = tl.minimum(tl.maximum(whole_end, whole_begin), end)
+    return begin, whole_begin, whole_end, end
+
+
+@triton.jit
+def pair_scores(query_MD, inputs, numbers, rows, key, exists, P: tl.constexpr):
+    """x [M] of one key for each row, which it sees; 0 where `exists` is False."""
+    array, column = inputs.key, tl.arange(0, P.PAD_D)
+    base = array.ptr + rows.batch * array.s0 + rows.key_head.to(tl.int64) * array.s1
+    pointer = base + ((rows.key0 + key).to(tl.int64) * array.s2)[:, None] + column.to(tl.int64)[None, :] * array.s3
+    key_MD = tl.load(pointer, mask=exists[:, None] & (column < P.D)[None, :], other=0.0)
+    x = tl.sum(query_MD.to(tl.float32) * key_MD.to(tl.float32), 1)
+    if P.SOFTCAP:
+        x = numbers.softcap * tanh(x * (numbers.scale / numbers.softcap))
+    elif P.MASK == 2:
+        x = x * numbers.scale
+    if P.MASK == 2:
+        mask = inputs.attn_mask
+        place = rows.batch * mask.s0 + rows.head.to(tl.int64) * mask.s1 + rows.row.to(tl.int64) * mask.s2
+        x += tl.load(mask.ptr + place + key.to(tl.int64) * mask.s3, mask=exists, other=0).to(tl.float32)
+    return x
