@@ -31,12 +31,13 @@ HALF = {
     256: Tiles(64, 32, 8, 3),
 }
 FLOAT = {
-    16: Tiles(64, 64, 4, 2),
-    32: Tiles(64, 64, 4, 2),
-    64: Tiles(64, 64, 4, 2),
-    128: Tiles(64, 32, 4, 2),
-    256: Tiles(32, 32, 4, 2),
+    16: Tiles(64, 32, 4, 2),
+    32: Tiles(64, 32, 4, 2),
+    64: Tiles(64, 32, 4, 2),
+    128: Tiles(32, 32, 4, 2),
+    256: Tiles(16, 32, 8, 1),
 }
+STEP_D = 32  # columns of a product of float32 at a time
 KEYS_WITH_TAGS = 32  # tags and features take registers for each key of a tile
 KEYS_WITH_MASK = 64  # and so do masks and softcap
 # Interpreted kernels are slow, and small tiles walk through more of their loops.
