@@ -84,12 +84,14 @@ class Call:
         """What kernels are compiled for, with `changes`."""
         left, right = self.window
         dims = {"D": self.query.shape[-1], "E": self.value.shape[-1]}
+        precise = self.query.dtype == torch.float32 and _precision(self.query) == "ieee"
         largest_stride = max(max(tensor.stride()) for tensor in (self.query, self.key, self.value))
         fields = {
             "BLOCK_M": tiles.rows,
             "BLOCK_N": tiles.keys,
             **dims,
             **{f"PAD_{name}": _padded(size) for name, size in dims.items()},
+            "STEP_D": min(_padded(self.query.shape[-1]), plans.STEP_D if precise else LARGEST_HEAD_DIM),
             "GROUP": 1,
             "PARTS": 1,
             "LEFT": left >= 0,
@@ -156,9 +158,10 @@ def _padded(size: int) -> int:
 
 
 def _precision(query: Tensor) -> str:
-    if query.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest":
+    """float32 is multiplied as such unless torch was told otherwise; "high" keeps nearly all of its digits."""
+    if query.dtype != torch.float32 or torch.version.hip or triton.knobs.runtime.interpret:
         return "ieee"
-    return "tf32"
+    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
 
 
 @functools.lru_cache(maxsize=64)
