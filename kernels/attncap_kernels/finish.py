@@ -40,7 +40,8 @@ def write_rows(state, query_MD, inputs, numbers, outputs, rows, P: tl.constexpr)
         m, l, w, factor, p_null = join_null_outcome(m, l, w, null_x(inputs, numbers, rows, P), unit)
     l = tl.where(sees, l, 1.0)
     inverse = tl.where(sees, 1.0 / l, 0.0)
-    write_out(state.acc * (factor * inverse)[:, None], outputs, rows, P)
+    # Rows without a key share tiles with others, whose values may be no numbers.
+    write_out(tl.where(sees[:, None], state.acc * (factor * inverse)[:, None], 0.0), outputs, rows, P)
     write_scalars(state.m, m, l, w, state.squares, factor, p_null, numbers, outputs, rows, P)
     if outputs.peak is not None:
         counted = sees & rows.counted
@@ -77,7 +78,8 @@ def write_part(state, query_MD, inputs, numbers, outputs, rows, part, P: tl.cons
     at, exists = rows.statistic, rows.exists
     column = tl.arange(0, P.PAD_E)[None, :]
     inside = exists[:, None] & (column < P.E)
-    tl.store(outputs.out + (at * P.E)[:, None] + column, state.acc, mask=inside)
+    sees = state.m > float("-inf")
+    tl.store(outputs.out + (at * P.E)[:, None] + column, tl.where(sees[:, None], state.acc, 0.0), mask=inside)
     tl.store(outputs.peak + at, state.m, mask=exists)
     tl.store(outputs.total + at, state.l, mask=exists)
     if outputs.entropy is not None:
@@ -93,11 +95,11 @@ def write_part(state, query_MD, inputs, numbers, outputs, rows, part, P: tl.cons
 
 @triton.jit
 def write_masses(state, m, factor, share, query_MD, inputs, numbers, outputs, rows, part, P: tl.constexpr):
-    """Sums over keys times `share`, 0 for rows that do not count.
+    """Sums over keys times `share`, 0 for rows that do not count or see no key.
 
     The walk's sums, relative to state.m, become relative to m by `factor`; the bands' are relative to m already.
     """
-    at, exists, counted = rows.statistic, rows.exists, rows.counted
+    at, exists, counted = rows.statistic, rows.exists, rows.counted & (state.m > float("-inf"))
     walked = factor * share
     if outputs.distance is not None:
         tl.store(outputs.distance + at, tl.where(counted, state.distance * walked, 0.0), mask=exists)

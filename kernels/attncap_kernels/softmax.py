@@ -55,7 +55,7 @@ def rescale(m, new_m, unit):
 
 @triton.jit
 def relative_bits(x_MN, m, unit, MASKED: tl.constexpr, P: tl.constexpr):
-    """t = (x - m) * unit, LEAST_BITS where hidden."""
+    """t = (x - m) * unit, LEAST_BITS where hidden; a score that is no number stays one."""
     base = finite(m)
     if P.MASK == 2:
         # Masks of the smallest float: x * unit would leave float32's range.
@@ -63,7 +63,7 @@ def relative_bits(x_MN, m, unit, MASKED: tl.constexpr, P: tl.constexpr):
     else:
         t_MN = x_MN * unit - (base * unit)[:, None]
     if MASKED:
-        t_MN = tl.maximum(t_MN, LEAST_BITS)
+        t_MN = tl.maximum(t_MN, LEAST_BITS, propagate_nan=tl.PropagateNan.ALL)
     return t_MN
 
 
