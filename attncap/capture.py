@@ -63,6 +63,7 @@ class Capture:
         self._rows = LastRows(queries)
         self._steps = Steps(every)
         self._undo = ExitStack()
+        self._lock = threading.Lock()  # several threads may run the model
 
     def __enter__(self) -> Capture:
         mine = set(self.model.modules())
@@ -169,8 +170,10 @@ class Capture:
         seen_keys: Tensor | None,
         key_mask: Tensor | None,
         phase: str = PREFILL,
+        *,
+        width: int,
     ) -> None:
-        """Take the statistics of one call."""
+        """Take the statistics of one call; of several threads' calls one after another."""
         values = row_values(
             stats,
             self.spec,
@@ -179,25 +182,27 @@ class Capture:
             seen_keys=seen_keys,
         )
         counted = counted_rows(values, stats, seen_keys=seen_keys, key_mask=key_mask)
-        if phase not in self._phases:
-            self._phases[phase] = Accumulator(histogram=self._phases[PREFILL].histogram)
-        heads, places = self._heads_of(module, stats.lse.shape[1])
+        batch, given, _ = stats.lse.shape
+        heads, places = self._heads_of(module, given, width)
         if places is not None:
             values = {name: pick(value, places, 1) for name, value in values.items() if places}
-            counted = {name: rows.expand(stats.lse.shape[0], stats.lse.shape[1], -1) for name, rows in counted.items()}
+            counted = {name: rows.expand(batch, given, -1) for name, rows in counted.items()}
             counted = {name: pick(rows, places, 1) for name, rows in counted.items() if places}
-        self._phases[phase].expect(module, heads.total)
-        self._phases[phase].add(module, values, counted, self.groups, heads=heads)
-        assert isinstance(self.stats, KeptStats)
-        self.stats.keep(module, stats)
+        with self._lock:
+            if phase not in self._phases:
+                self._phases[phase] = Accumulator(histogram=self._phases[PREFILL].histogram)
+            self._phases[phase].expect(module, heads.total)
+            self._phases[phase].add(module, values, counted, self.groups, heads=heads)
+            assert isinstance(self.stats, KeptStats)
+            self.stats.keep(module, stats)
 
-    def _heads_of(self, module: str, given: int) -> tuple[Heads, list[int] | None]:
-        """The heads that count of those a call was given, and their places among them; None for all places.
+    def _heads_of(self, module: str, given: int, width: int) -> tuple[Heads, list[int] | None]:
+        """The heads that count of those a call was given, so wide, and their places among them; None for all places.
 
         Where several processes share a module's heads, they are numbered through.
         """
         name = module_of(module)
-        place, parts = shard_of(self._modules[name])
+        place, parts = shard_of(self._modules[name], given, width)
         first, total = place * given, parts * given
         numbers = tuple(range(first, first + given))
         wanted = self._selection.heads_of(name, total)
@@ -243,7 +248,8 @@ def capture(
     ``flex_attention``, TorchScript) is named in one warning at the end of the block.
 
     Of a model that is spread over processes, each captures its own batch and its own heads: under a tensor-parallel
-    plan these have their numbers in the whole module, and the others a count of 0. ``cap.accumulator``, sent by
+    plan these have their numbers in the whole module, and the others a count of 0; where the plan leaves the heads of
+    a module together, every process counts all of them. ``cap.accumulator``, sent by
     ``to_bytes``, is put together by ``merge``. Modules have the names that they have without DDP's or FSDP's wrappers.
 
     A model compiled by torch.compile is compiled once more for each time a capture is opened, so open one around many

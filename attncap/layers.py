@@ -40,7 +40,7 @@ class LayerSelection:
         self._known = known
         self._names: set[str] = set()
         self._indices: set[int] = set()
-        self._executed: list[str] = []
+        self._executed: dict[str, int] = {}  # in order; a dictionary, so that two threads do not number a module twice
         self._heads: dict[str | int, tuple[int, ...]] = {}
         if layers is None:
             return
@@ -75,8 +75,8 @@ class LayerSelection:
         if self._everything:
             return True
         if module not in self._executed:
-            self._executed.append(module)
-        return module in self._names or self._executed.index(module) in self._indices
+            self._executed.setdefault(module, len(self._executed))
+        return module in self._names or self._executed[module] in self._indices
 
     def heads_of(self, module: str, heads: int) -> tuple[int, ...] | None:
         """The heads of a module that are wanted, of so many; None for all of them.
@@ -89,7 +89,7 @@ class LayerSelection:
         """
         wanted = self._heads.get(module)
         if wanted is None and module in self._executed:
-            wanted = self._heads.get(self._executed.index(module))
+            wanted = self._heads.get(self._executed[module])
         if wanted is not None and max(wanted) >= heads:
             raise ValueError(f"layers: {module!r} has the heads 0 to {heads - 1}, got {max(wanted)}")
         return wanted

@@ -76,7 +76,8 @@ def multi_head_attention(
         query: (Q, B, E) or (Q, E), key: (K, B, E) or (K, E), value: as key.
         key_padding_mask: (B, K) or (K,), True (or -inf) for keys to be ignored; a floating one is added to the scores.
         attn_mask: (Q, K) or (B * H, Q, K), True for what is not seen; a floating one is added to the scores.
-        is_causal: `attn_mask` is the causal one. `need_weights` and `average_attn_weights` are the caller's matter.
+        need_weights, is_causal: `attn_mask` is the causal one; as in torch that is believed without need_weights and
+            `key_padding_mask`, and the mask is looked at with one of them. Weights are the caller's matter.
 
     Returns:
         (out as the query, what `attend` gave, the call it was given).
@@ -214,7 +215,7 @@ def _masked(
         expected = (rows, keys) if attn_mask.dim() == 2 else (batch * heads, rows, keys)
         if tuple(attn_mask.shape) != expected:
             raise ValueError(f"attn_mask: expected shape {expected}, got {tuple(attn_mask.shape)}")
-        if is_causal and key_padding_mask is not None and not added and _is_causal(attn_mask):
+        if is_causal and not added and _is_causal(attn_mask):
             causal = True  # and nothing of size B x Q x K is made
         else:
             mask = _seen("attn_mask", attn_mask, added)

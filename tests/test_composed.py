@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 import attncap
 from attncap.adapters.composed import ComposedAdapter
@@ -18,6 +21,8 @@ from tests.test_plain import HEADS, WIDTH, Attention, traces
 
 BATCH = models.tokens(3, 9, seed=2, padding="left")
 ROWS = int(BATCH["attention_mask"].sum())
+LLAMA = ("model.layers.0.self_attn", "model.layers.1.self_attn")
+RECEIVED = attncap.StatSpec(received=True)
 LAYERS = ("body.encoder.layer.0.attention.self", "body.encoder.layer.1.attention.self", "pool", "last")
 
 
@@ -140,3 +145,108 @@ def test_a_capture_inside_a_capture_is_refused_and_the_outer_one_goes_on(model: 
     assert outer.layers == LAYERS
     assert state(model) == clean
     assert torch.equal(output(model), before)
+
+
+# Models whose own attention was replaced, as code beside a checkpoint or a library does it.
+
+
+class Sharp(LlamaAttention):
+    """Attention without rotary positions."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:  # type: ignore[override]
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for projection in projections
+        )
+        out = self.attend(query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1))
+        return self.o_proj(out.transpose(1, 2).flatten(2)), None
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+
+class ByHand(Sharp):
+    """The same, and keeps its map."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        later = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).triu(1)
+        self.prob = (query @ key.mT * self.scaling).masked_fill(later, -torch.inf).softmax(-1)
+        return self.prob @ value
+
+
+class Around(nn.Module):
+    """Not called an attention, and not one of Transformers' modules."""
+
+    def __init__(self, attention: Sharp) -> None:
+        super().__init__()
+        self.attention, self.forward = attention, attention.forward
+
+
+def llama_with(kind: type[Sharp], how: str) -> Any:
+    """A llama of which the first layer has another attention than Transformers'."""
+    model = models.text_model("llama")
+    layer = model.model.layers[0]
+    if how == "class":
+        layer.self_attn.__class__ = kind
+    elif how == "method":
+        for name in ("forward", "attend"):
+            setattr(layer.self_attn, name, MethodType(getattr(kind, name), layer.self_attn))
+    else:
+        layer.self_attn.__class__ = kind
+        layer.self_attn = Around(layer.self_attn)
+    return model
+
+
+def run(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model(BATCH["input_ids"])[0]
+
+
+REPLACED = pytest.mark.parametrize("how", ["class", "method", "around"])
+
+
+@REPLACED
+def test_attention_that_took_the_place_of_transformers_own_is_captured_too(how: str) -> None:
+    model = llama_with(Sharp, how)
+    before = run(model)
+    with attncap.capture(model, RECEIVED, keep="last") as cap:
+        inside = run(model)
+    torch.testing.assert_close(inside, before, atol=1e-5, rtol=1e-5)
+    assert cap.layers == LLAMA
+    projected = models.text_model("llama")
+    projected.model.layers[0].self_attn.__class__ = ByHand
+    run(projected)
+    torch.testing.assert_close(
+        cap.stats[LLAMA[0]].received_mass, projected.model.layers[0].self_attn.prob.sum(2), atol=1e-5, rtol=1e-4
+    )
+
+
+@REPLACED
+def test_attention_by_hand_in_the_place_of_transformers_own_is_named(how: str) -> None:
+    model = llama_with(ByHand, how)
+    with pytest.warns(UserWarning, match=r"not captured: model\.layers\.0\.self_attn multiplies a softmax itself"):  # noqa: SIM117
+        with attncap.capture(model) as cap:
+            run(model)
+    assert cap.layers == LLAMA[1:]
+
+
+def test_attention_that_took_the_place_of_transformers_own_can_be_selected() -> None:
+    model = llama_with(Sharp, "method")
+    for layers in ([0], [LLAMA[0]], [-2]):
+        with attncap.capture(model, layers=layers) as cap:
+            run(model)
+        assert cap.layers == LLAMA[:1]
+
+
+def test_a_method_that_goes_on_to_the_one_it_overrides_is_still_transformers_own() -> None:
+    class Noisy(LlamaAttention):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    model = models.text_model("llama")
+    model.model.layers[0].self_attn.__class__ = Noisy
+    cap = attncap.capture(model)
+    assert cap._adapter.known_layers == LLAMA
+    with cap:
+        run(model)
+    assert cap.layers == LLAMA

@@ -19,7 +19,7 @@ from tests import maps, models
 
 WORLD = 2
 # What each process does; the results are compared in the test, by name.
-KINDS = ("ddp", "ddp_inside", "fsdp1", "fsdp2", "tensor", "tensor_heads", "transformers_plan")
+KINDS = ("ddp", "ddp_inside", "fsdp1", "fsdp2", "tensor", "tensor_heads", "tensor_gathered", "transformers_plan")
 HAS_PLAN = hasattr(PreTrainedModel, "_resolve_parallel_plans")
 
 
@@ -39,6 +39,7 @@ def run(target: Any, called: Any, batch: dict[str, Tensor], **options: Any) -> t
 def wrapped(kind: str, mesh: Any) -> tuple[Any, Any, dict[str, Any]]:
     """(the module to capture, the module to call, options of the capture)."""
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed.tensor import Replicate
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
     from torch.nn.parallel import DistributedDataParallel
 
@@ -54,8 +55,11 @@ def wrapped(kind: str, mesh: Any) -> tuple[Any, Any, dict[str, Any]]:
             fully_shard(layer.self_attn.q_proj, mesh=mesh)  # is sharded again when the attention is called
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
-    elif kind in ("tensor", "tensor_heads"):
+    elif kind in ("tensor", "tensor_heads", "tensor_gathered"):
         attention = {f"{name}_proj": ColwiseParallel() for name in "qkv"} | {"o_proj": RowwiseParallel()}
+        if kind == "tensor_gathered":  # as in the plans of models that normalise all heads at once
+            attention = {f"{name}_proj": ColwiseParallel(output_layouts=Replicate()) for name in "qkv"}
+            attention |= {"o_proj": RowwiseParallel(input_layouts=Replicate())}
         for layer in model.model.layers:
             parallelize_module(layer.self_attn, mesh, attention)
         if kind == "tensor_heads":
@@ -146,3 +150,12 @@ def test_heads_of_a_tensor_parallel_plan_are_selected_by_these_numbers(found: li
     model = llama()
     cap, _ = run(model, model, batches()[0], layers={0: [0, 3], 1: [2]})
     assert_tables_match(merged(found, "tensor_heads"), cap.accumulator)
+
+
+def test_heads_that_a_plan_leaves_together_are_captured_by_every_process(found: list[dict[str, Any]]) -> None:
+    model = llama()
+    cap, logits = run(model, model, batches()[0])
+    for rank in range(WORLD):
+        _, data, got = found[rank]["tensor_gathered"]
+        torch.testing.assert_close(got, logits, atol=2e-5, rtol=1e-4)
+        assert_tables_match(Accumulator.from_bytes(data), cap.accumulator)

@@ -339,6 +339,15 @@ class ByEinsum(Attention):
         return torch.einsum("bhqk,bhkd->bqhd", prob, value).flatten(2)
 
 
+class Turned(Attention):
+    """The product of the transposed map and values, as models of pictures write it; fewer keys than rows."""
+
+    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        query, key, value = self.projected(tokens, tokens)
+        prob = torch.softmax(query @ key[:, :, 1:].mT, dim=-1)
+        return (value[:, :, 1:].mT @ prob.mT).permute(0, 3, 1, 2).flatten(2)
+
+
 class LinearAttention(nn.Linear):
     pass
 
@@ -351,7 +360,8 @@ class ByFlex(Attention):
 @pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_what_is_not_captured_is_named_once_with_the_reason() -> None:
-    parts = {"hand": ByHand(), "einsum": ByEinsum(), "linear": LinearAttention(WIDTH, WIDTH), "flex": ByFlex()}
+    parts = {"hand": ByHand(), "einsum": ByEinsum(), "turned": Turned(), "flex": ByFlex()}
+    parts |= {"linear": LinearAttention(WIDTH, WIDTH)}
     parts |= {"script": torch.jit.trace(nn.Linear(WIDTH, WIDTH), torch.zeros(1, WIDTH)), "good": Attention()}
     model = nn.Sequential()
     for name, part in parts.items():
@@ -368,6 +378,7 @@ def test_what_is_not_captured_is_named_once_with_the_reason() -> None:
     for name, reason in (
         ("hand", "multiplies a softmax itself"),
         ("einsum", "multiplies a softmax itself"),
+        ("turned", "multiplies a softmax itself"),
         ("linear", "ran without an attention call"),
         ("flex", "calls flex_attention"),
         ("script", "is TorchScript"),

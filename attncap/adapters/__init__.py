@@ -42,8 +42,14 @@ class Sink(Protocol):
         seen_keys: Tensor | None,
         key_mask: Tensor | None,
         phase: str = PREFILL,
+        *,
+        width: int,
     ) -> None:
-        """Take the statistics of one call; `seen_keys` and `key_mask` are those of `accumulate.counted_rows`."""
+        """Take the statistics of one call; `seen_keys` and `key_mask` are those of `accumulate.counted_rows`.
+
+        Args:
+            width: of the output of one head.
+        """
 
 
 class Adapter(Protocol):

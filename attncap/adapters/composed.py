@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from attncap.adapters import Sink, named_modules
+from attncap.adapters import PREFILL, Sink, named_modules
+from attncap.adapters.inspection import calls_torch_itself
 from attncap.adapters.modules import ModuleAdapter
 from attncap.adapters.transformers import TransformersAdapter
 from attncap.annotations import Annotations
@@ -29,7 +30,7 @@ class ComposedAdapter:
         self.known_layers = self._known(root)
 
     def _known(self, root: nn.Module) -> tuple[str, ...] | None:
-        """Names of the attention modules, as far as classes tell; None where models without the registry are inside."""
+        """Names of the attention modules, as far as code tells; None where models without the registry are inside."""
         models = (module for module in root.modules() if isinstance(module, PreTrainedModel))
         if not all(model._can_set_attn_implementation() for model in models):
             return None
@@ -37,7 +38,7 @@ class ComposedAdapter:
         return tuple(
             name
             for name, module in named_modules(root)
-            if name in registered or isinstance(module, nn.MultiheadAttention)
+            if name in registered or isinstance(module, nn.MultiheadAttention) or calls_torch_itself(module)
         )
 
     @contextmanager
@@ -75,7 +76,9 @@ class _Noting:
         annotations: Annotations,
         seen_keys: Tensor | None,
         key_mask: Tensor | None,
-        phase: str = "prefill",
+        phase: str = PREFILL,
+        *,
+        width: int,
     ) -> None:
         """See `Sink`."""
-        self._sink.record(module, stats, annotations, seen_keys, key_mask, phase)
+        self._sink.record(module, stats, annotations, seen_keys, key_mask, phase, width=width)

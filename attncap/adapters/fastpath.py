@@ -6,6 +6,7 @@ B batch  N tokens  E embedding
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -14,6 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from attncap.adapters.frames import Signature
+
+
+class _Running(threading.local):
+    """The forward of an encoder that one thread runs; several may run it."""
+
+    padding: Tensor | None = None  # (B, N) bool, True for padding
 
 
 def follow_padded_rows(undo: ExitStack, model: nn.Module) -> None:
@@ -25,20 +32,21 @@ def follow_padded_rows(undo: ExitStack, model: nn.Module) -> None:
 
 def _follow(undo: ExitStack, encoder: nn.TransformerEncoder) -> None:
     signature = Signature(encoder)
-    padding: list[Tensor] = []  # of the running forward, (B, N) bool, True for padding
+    running = _Running()
 
     def enter(_encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        padding.clear()
+        running.padding = None
         mask = signature.bind(args, kwargs).get("src_key_padding_mask")
         compiling = torch.compiler.is_compiling()  # torch does not use those kernels then
         if not compiling and isinstance(mask, Tensor) and _drops_padding(encoder, args, kwargs):
-            padding.append(mask if mask.dtype == torch.bool else mask != 0)
+            running.padding = mask if mask.dtype == torch.bool else mask != 0
 
     def clear_rows(_layer: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
-        return output.masked_fill(padding[0][..., None], 0.0) if padding else None
+        padding = running.padding
+        return None if padding is None else output.masked_fill(padding[..., None], 0.0)
 
     def leave(_encoder: nn.Module, _args: Any, _output: Any) -> None:
-        padding.clear()
+        running.padding = None
 
     undo.callback(encoder.register_forward_pre_hook(enter, with_kwargs=True).remove)
     undo.callback(encoder.layers[-1].register_forward_hook(clear_rows).remove)

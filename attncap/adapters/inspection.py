@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -49,13 +50,21 @@ def calls_the_registry(kind: type) -> bool:
 
 def calls_torch(model: nn.Module) -> bool:
     """Whether a module, or one inside it, calls an attention function of torch, as far as its code tells."""
-    kinds = {type(module) for module in model.modules()}
-    return any(call in names for kind in kinds for names in _names_used(kind) for call in _TORCH_CALLS)
+    return any(calls_torch_itself(module) for module in model.modules())
+
+
+def calls_torch_itself(module: nn.Module) -> bool:
+    """Whether a module's own code calls an attention function of torch."""
+    forward = getattr(inspect.unwrap(module.forward), "__code__", None)  # it may not be that of the class
+    code = [*_names_used(type(module)), *([] if forward is None else [forward.co_names])]
+    return any(call in names for names in code for call in _TORCH_CALLS)
 
 
 def escapes_the_registry(module: nn.Module) -> bool:
-    """Whether a module computes attention by other means than the registry, as far as its code tells."""
+    """Whether a module computes attention by other means than the registry, or might."""
     kind = type(module)
+    if is_foreign(module):
+        return True
     if isinstance(module, nn.MultiheadAttention):
         return True
     if isinstance(module, PreTrainedModel):
@@ -65,22 +74,31 @@ def escapes_the_registry(module: nn.Module) -> bool:
     return any(call in names for names in _names_used(kind) for call in _ATTENTION_CALLS)
 
 
+def is_foreign(module: nn.Module) -> bool:
+    """Whether a module's forward is written by neither torch nor Transformers: then it may be anything."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
+    written = inspect.unwrap(type(module).forward)
+    forward = inspect.unwrap(module.forward)  # torch.compile and hooks of Accelerate wrap it
+    if getattr(forward, "__func__", forward) is not written:
+        return True
+    return not str(written.__module__).startswith(("torch.", "transformers."))
+
+
 def has_other_parts(model: nn.Module) -> bool:
     """Whether some of a model's modules compute attention by other means than the registry, or might."""
-    inside = {module for host in outermost_models(model) for module in host.modules()}
-    # Around a Transformers model anything may be written; only torch's own modules are known.
-    return any(
-        escapes_the_registry(module) or (module not in inside and not type(module).__module__.startswith("torch.nn."))
-        for _, module in named_modules(model)
-    )
+    return any(escapes_the_registry(module) for _, module in named_modules(model))
 
 
 def _names_used(kind: type) -> Iterator[tuple[str, ...]]:
-    """The global and attribute names in each method of a class, inherited ones included."""
+    """The global and attribute names in each method of a class, inherited ones included, overridden ones not."""
+    overridden: set[str] = set()
     for parent in kind.__mro__:
         if parent in (PreTrainedModel, nn.Module):  # PreTrainedModel only checks names with the registry
             return
-        for attribute in vars(parent).values():
+        for name, attribute in vars(parent).items():
             code = getattr(inspect.unwrap(attribute), "__code__", None) if callable(attribute) else None
-            if code is not None:
+            if code is not None and name not in overridden:
                 yield code.co_names
+                if "super" not in code.co_names:
+                    overridden.add(name)

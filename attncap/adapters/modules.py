@@ -196,7 +196,8 @@ class ModuleAdapter:
     def saw_product(self, shape: tuple[int, ...]) -> None:
         """See `intercept.Server`."""
         frame = self._frames.running[-1]
-        if not frame.elsewhere and len(shape) >= 3 and shape[-2:] == frame.softmax:
+        # The map itself, or transposed: softmax(S) V and V^T softmax(S)^T.
+        if not frame.elsewhere and len(shape) >= 3 and frame.softmax in (shape[-2:], shape[:-3:-1]):
             self._escape(_HAND_WRITTEN)
 
     def missed_call(self) -> None:
@@ -293,7 +294,7 @@ class ModuleAdapter:
                 name = call.name
                 if self._crosses.setdefault(name, call.crosses) != call.crosses:
                     name += ":cross" if call.crosses else ":self"
-                record(name)
+            record(name)
         return out.contiguous()
 
 

@@ -5,6 +5,7 @@ B batch  H query heads  Q query rows  K keys  D head dimension
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -40,12 +41,20 @@ class _Running:
     model: nn.Module
     batch: Mapping[str, Any]
     cached: int = 0  # how many keys its cache held before this forward
+    annotations: Annotations | None = None  # of the batch, where no other one runs around it
 
     @property
     def length(self) -> int:
         """How many tokens it was given; 0 where it takes no tokens."""
         given = (self.batch.get(name) for name in ("inputs_embeds", "input_ids"))
         return next((tokens.shape[1] for tokens in given if isinstance(tokens, Tensor)), 0)
+
+
+class _OfThread(threading.local):
+    """What runs in one thread; several may run the model."""
+
+    def __init__(self) -> None:
+        self.running: list[_Running] = []  # innermost last
 
 
 class TransformersAdapter:
@@ -77,8 +86,7 @@ class TransformersAdapter:
         self._number = number_of(self)
         self._signatures = {module: Signature(module) for module in self._names if isinstance(module, PreTrainedModel)}
         self._previous: dict[int, str] = {}  # id of a configuration -> its own implementation
-        self._running: list[_Running] = []
-        self._annotations: Annotations | None = None
+        self._of_thread = _OfThread()
         self._calls = 0
         self._warned = False
 
@@ -98,6 +106,11 @@ class TransformersAdapter:
             undo.callback(self._running.clear)
             undo.enter_context(room_to_compile())
             yield
+
+    @property
+    def _running(self) -> list[_Running]:
+        """The models whose forwards this thread runs."""
+        return self._of_thread.running
 
     def _switch(self, undo: ExitStack, model: PreTrainedModel, name: str) -> None:
         """Set the implementation of a model and put back each configuration's own value afterwards."""
@@ -138,15 +151,13 @@ class TransformersAdapter:
             )
         if len(self._running) == 1:
             assert self._sink is not None
-            self._annotations = self._sink.annotate(batch)
+            self._running[0].annotations = self._sink.annotate(batch)
 
     def _leave(self, module: nn.Module, _args: Any, _result: Any) -> None:
         # A hook of someone else may have raised before `_enter` ran: then there is nothing to leave.
         if any(entry.model is module for entry in self._running):
             while self._running.pop().model is not module:
                 pass
-        if not self._running:
-            self._annotations = None
 
     def _refuse_silence(self, module: nn.Module, _args: Any, _result: Any) -> None:
         if not self._calls:
@@ -195,6 +206,7 @@ class TransformersAdapter:
             query = query.expand(key.shape[0], -1, -1, -1)
         causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
         running = self._running[-1] if self._running else _Running(module, {})
+        annotations = self._running[0].annotations if self._running else None
         terms = terms_of(attention_mask, query, key, is_causal=causal, cached=running.cached, length=running.length)
         call = ServedCall(
             name=name,
@@ -207,7 +219,7 @@ class TransformersAdapter:
             scale=scaling,
             query_mask=self._query_mask(terms, attention_mask, query, key),
             key_mask=self._key_mask(terms, attention_mask, query, key),
-            annotations=fitting(self._annotations, name, query, key),
+            annotations=fitting(annotations, name, query, key),
             query_offset=terms.query_offset,
             window=terms.window,
             softcap=softcap,

@@ -79,7 +79,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             need_weights: give statistics.
             attn_mask: (Q, K) or (B * H, Q, K), True for what is not seen; a floating one is added to the scores.
             average_attn_weights: has no meaning here, statistics are those of each head.
-            is_causal: `attn_mask` is the causal one.
+            is_causal: `attn_mask` is the causal one; as in torch it is looked at all the same with need_weights=True.
 
         Returns:
             (out as the query, HeadStats of (B, H, Q), or (H, Q) without a batch, or None). A row that sees no key has
@@ -113,7 +113,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             self.out_proj.bias,
             training=self.training,
             key_padding_mask=key_padding_mask,
-            need_weights=False,
+            need_weights=need_weights,
             attn_mask=attn_mask,
             use_separate_proj_weight=not self._qkv_same_embed_dim,
             q_proj_weight=self.q_proj_weight,

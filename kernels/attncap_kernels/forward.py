@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from attncap_kernels.finish import finish_rows
-from attncap_kernels.records import Numbers
+from attncap_kernels.records import LENGTHS, Numbers
 from attncap_kernels.rows import load_keys, load_queries, locate
 from attncap_kernels.scores import load_key_tile, score_of_x, seen_part, tile_scores
 from attncap_kernels.softmax import State, relative_bits, rescale, unit_of
@@ -42,20 +42,21 @@ def tag_masses(state, p_MN, factor, query_tags, inputs, rows, start, P: tl.const
     place = rows.batch * key_tags.s1 + (rows.key0 + key).to(tl.int64) * key_tags.s2
     masses = ()
     for tag in tl.static_range(P.TAGS):
-        key_tag = tl.load(key_tags.ptr + tag * key_tags.s0 + place, mask=key < rows.keys, other=-1)
-        match_MN = (query_tags[tag][:, None] == key_tag[None, :]) & (key_tag >= 0)[None, :]
+        key_tag = tl.maximum(tl.load(key_tags.ptr + tag * key_tags.s0 + place, mask=key < rows.keys, other=-1), -1)
+        match_MN = query_tags[tag][:, None] == key_tag[None, :]
         masses = masses + (state.tags[tag] * factor + tl.sum(tl.where(match_MN, p_MN, 0.0), 1),)
     return masses
 
 
 @triton.jit
 def load_query_tags(inputs, rows, P: tl.constexpr):
-    """One [M] for each tag."""
+    """One [M] for each tag, -2 where negative: it matches no key, whose negative tags are read as -1."""
     tags = ()
     for tag in tl.static_range(P.TAGS):
         query_tags = inputs.query_tags
         place = rows.batch * query_tags.s1 + (rows.row0 + rows.row).to(tl.int64) * query_tags.s2
-        tags = tags + (tl.load(query_tags.ptr + tag * query_tags.s0 + place, mask=rows.exists, other=0),)
+        loaded = tl.load(query_tags.ptr + tag * query_tags.s0 + place, mask=rows.exists, other=0)
+        tags = tags + (tl.where(loaded < 0, -2, loaded),)
     return tags
 
 
@@ -127,7 +128,7 @@ def attend_all(query_MD, inputs, numbers, outputs, rows, part, P: tl.constexpr):
     return state
 
 
-@triton.jit(do_not_specialize=["rows", "keys", "offset", "total_rows", "left", "right", "sink", "diagonal"])
+@triton.jit(do_not_specialize=[*LENGTHS, "sink", "diagonal"])
 def attention_forward(
     inputs, outputs, sign, scale, softcap, rows, keys, offset, total_rows, left, right, sink, diagonal, P: tl.constexpr
 ):

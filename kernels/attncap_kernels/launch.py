@@ -140,7 +140,7 @@ def _piece(whole: Tensor | None, part: slice, new: Any, rows: tuple[int, ...]) -
 def _run_forward(call: Call, outputs: Outputs, tags: int, features: int, topk: int) -> None:
     group = call.group
     longest_rows, longest_keys = call.longest
-    tiles = plans.tiles_for(call.pad, call.query.dtype, longest_rows * group, topk)
+    tiles = plans.tiles_for(call.pad, call.query.dtype, longest_rows * group, topk, tags=tags + features > 0)
     blocks, table = call.blocks(tiles.rows, group=group)
     programs = blocks * (call.heads // group)
     parts = plans.parts_for(programs, longest_keys, tiles)
@@ -235,7 +235,7 @@ def _received(call: Call, later: _Later, stats: HeadStats) -> None:
     """Sum over rows, key by key."""
     (left, right), (sign, scale, softcap) = call.window, call.numbers
     rows, keys, offset = call.lengths
-    tiles = plans.tiles_for(call.pad, call.query.dtype, call.longest[0], 0)
+    tiles = plans.tiles_for(call.pad, call.query.dtype, call.longest[0])
     blocks, table = call.blocks(tiles.keys, of_keys=True)
     received_mass[(blocks * call.heads,)](
         call.inputs(table), stats.received_mass, later.peak, later.total, sign, scale, softcap, rows,

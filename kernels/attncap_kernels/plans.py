@@ -5,7 +5,7 @@ Nothing is timed at run time, so the same call takes the same tiles, and gives t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -21,13 +21,14 @@ class Tiles:
     stages: int
 
 
-# By the larger of the padded head dims. Rows are chosen so that nothing spills with every statistic on.
+# By the larger of the padded head dims. A larger tile has fewer instructions for each score, until registers spill:
+# with every statistic on, none of these do (benchmarks/gate).
 HALF = {
-    16: Tiles(128, 128, 4, 3),
-    32: Tiles(128, 128, 4, 3),
+    16: Tiles(128, 128, 8, 3),
+    32: Tiles(128, 128, 8, 3),
     64: Tiles(128, 128, 8, 3),
-    128: Tiles(128, 128, 8, 2),
-    256: Tiles(128, 64, 8, 2),
+    128: Tiles(128, 64, 8, 3),
+    256: Tiles(64, 32, 8, 3),
 }
 FLOAT = {
     16: Tiles(64, 64, 4, 2),
@@ -36,22 +37,26 @@ FLOAT = {
     128: Tiles(64, 32, 4, 2),
     256: Tiles(32, 32, 4, 2),
 }
+KEYS_WITH_TAGS = 32  # tags and features take registers for each key of a tile
 # Interpreted kernels are slow, and small tiles walk through more of their loops.
 INTERPRETED = Tiles(32, 32, 4, 1)
 DECODING_ROWS = 16
 MOST_PARTS = 64
+ENOUGH_PROGRAMS = 128  # about as many as a large card has multiprocessors
 
 
-def tiles_for(pad: int, dtype: torch.dtype, rows: int, topk: int) -> Tiles:
-    """Tiles for head dims padded to `pad`, `rows` rows a head (or group of heads) and a top `topk`."""
+def tiles_for(pad: int, dtype: torch.dtype, rows: int, topk: int = 0, *, tags: bool = False) -> Tiles:
+    """Tiles for head dims padded to `pad`, `rows` rows a head (or group of heads), a top `topk`, tags or features."""
     tiles = INTERPRETED if triton.knobs.runtime.interpret else (FLOAT if dtype == torch.float32 else HALF)[pad]
-    if topk > tiles.keys // 2:
-        # Classes must be more than k.
-        tiles = Tiles(tiles.rows // 2, 2 * tiles.keys, tiles.warps, tiles.stages)
+    if tags:
+        tiles = replace(tiles, keys=min(tiles.keys, KEYS_WITH_TAGS))
+    while topk > tiles.keys // 2:
+        # There must be more classes of keys than k.
+        tiles = replace(tiles, rows=max(16, tiles.rows // 2), keys=2 * tiles.keys, stages=2)
     if rows <= DECODING_ROWS:
-        return Tiles(DECODING_ROWS, tiles.keys, 4, tiles.stages)
+        return replace(tiles, rows=DECODING_ROWS, warps=4)
     if rows <= tiles.rows // 2:
-        return Tiles(max(16, tiles.rows // 2), tiles.keys, 4, tiles.stages)
+        return replace(tiles, rows=max(16, tiles.rows // 2), warps=4)
     return tiles
 
 
@@ -62,7 +67,9 @@ def selecting_tiles(tiles: Tiles) -> Tiles:
 
 def parts_for(programs: int, keys: int, tiles: Tiles) -> int:
     """Parts that the keys are split into, so that few rows fill a card; a part has at least four tiles."""
-    wanted = -(-512 // max(programs, 1))
+    if programs >= ENOUGH_PROGRAMS:
+        return 1
+    wanted = -(-4 * ENOUGH_PROGRAMS // max(programs, 1))
     return max(1, min(wanted, keys // (4 * tiles.keys), MOST_PARTS))
 
 

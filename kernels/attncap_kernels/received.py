@@ -7,7 +7,7 @@ the sums are the same in every run.
 import triton
 import triton.language as tl
 
-from attncap_kernels.records import Numbers
+from attncap_kernels.records import LENGTHS, Numbers
 from attncap_kernels.rows import block_of_rows, load_queries, load_sequence
 from attncap_kernels.scores import load_key_tile, score_of_x, tile_scores
 from attncap_kernels.softmax import relative_bits, unit_of
@@ -55,7 +55,7 @@ def received_from(
     return mass + tl.sum(tl.where(given, p_MN * (1.0 / total)[:, None], 0.0), 0)
 
 
-@triton.jit(do_not_specialize=["rows", "keys", "offset", "total_rows", "total_keys", "left", "right"])
+@triton.jit(do_not_specialize=[*LENGTHS, "total_keys"])
 def received_mass(
     inputs, received, peaks, totals, sign, scale, softcap, rows, keys, offset, total_rows, total_keys, left, right,
     P: tl.constexpr,

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from triton.language import constexpr
 
+# Numbers that change from call to call: a kernel is not compiled anew for their being 1 or a multiple of 16.
+LENGTHS = ["rows", "keys", "offset", "total_rows", "left", "right"]
+
 
 class Array(NamedTuple):
     """A tensor of up to four dimensions: pointer, and strides in elements (0 for dimensions it does not have)."""

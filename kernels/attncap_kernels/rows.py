@@ -61,7 +61,7 @@ def block_of_rows(inputs, batch, first_head, block, part, sequence, total_rows, 
         counted = exists & (tl.load(inputs.query_mask.ptr + place, mask=exists, other=0) != 0)
     statistic = (batch * inputs.heads + head) * total_rows + row0 + row
     if P.PARTS > 1:
-        statistic += part * inputs.part_rows.to(tl.int64)
+        statistic += (batch * 0 + part) * inputs.part_rows  # in 64 bits, as the batch is
     last_row = tl.minimum((block * P.BLOCK_M + P.BLOCK_M - 1) // P.GROUP, rows - 1)
     return Rows(
         batch,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from attncap_kernels.candidates import LOWEST, NOT_A_PLACE, as_candidate, in_order, insert, no_candidates, score_and_key
-from attncap_kernels.records import Numbers
+from attncap_kernels.records import LENGTHS, Numbers
 from attncap_kernels.rows import load_queries, locate
 from attncap_kernels.scores import load_key_tile, pair_scores, score_of_x, seen_part, tile_scores
 from attncap_kernels.softmax import relative_bits, unit_of
@@ -48,7 +48,7 @@ def list_tile(
     return count + listed
 
 
-@triton.jit(do_not_specialize=["first_program", "first_row", "list_rows", "rows", "keys", "offset", "total_rows", "left", "right"])
+@triton.jit(do_not_specialize=[*LENGTHS, "first_program", "first_row", "list_rows"])
 def list_candidates(
     inputs, bounds, lists, first_program, first_row, list_rows, sign, scale, softcap, rows, keys, offset, total_rows,
     left, right, CAPACITY: tl.constexpr, P: tl.constexpr,
@@ -119,7 +119,7 @@ def walk_all(query_MD, inputs, numbers, rows, KEPT: tl.constexpr, P: tl.constexp
     return best
 
 
-@triton.jit(do_not_specialize=["first_program", "first_row", "list_rows", "rows", "keys", "offset", "total_rows", "left", "right"])
+@triton.jit(do_not_specialize=[*LENGTHS, "first_program", "first_row", "list_rows"])
 def select_candidates(
     inputs, bounds, lists, peaks, totals, topk_prob, topk_index, first_program, first_row, list_rows, sign, scale,
     softcap, rows, keys, offset, total_rows, left, right, LISTS: tl.constexpr, CAPACITY: tl.constexpr,

@@ -13,12 +13,13 @@ Made by `python -m tests.architectures` from the entries of `tests/architectures
 every line and fails where this page is older than they are.
 
 {served} architectures are served, {refused} are refused by name. *Served* means, for a tiny model with random weights
-and every padding in the last column: all outputs inside `attncap.capture` equal those of eager attention within 3e-5
-of their largest number, and every statistic of every head equals that of eager's own map, row by row on counted rows
-(2e-5 + 1e-4 of the value, float32). *Holes* are masks with padding anywhere; *packed* are documents one after another
-in `position_ids`. An architecture that is not listed is served where its modules ask Transformers' attention
-*registry*, call *torch's functions* (`F.scaled_dot_product_attention`, `F.multi_head_attention_forward`) or hold an
-`nn.MultiheadAttention`; where they do not, `capture` says so by name.
+and every padding in the last column: on rows that are tokens all outputs inside `attncap.capture` equal those of eager
+attention within 3e-5 of their largest number, and every statistic of every head equals that of eager's own map, row by
+row (2e-5 + 1e-4 of the value, float32). A padding row that sees no key gets 0 from the attention, as from torch's own
+function; eager attention gives it the mean of all values. *Holes* are masks with padding anywhere; *packed* are
+documents one after another in `position_ids`. An architecture that is not listed is served where its modules ask
+Transformers' attention *registry*, call *torch's functions* (`F.scaled_dot_product_attention`,
+`F.multi_head_attention_forward`) or hold an `nn.MultiheadAttention`; where they do not, `capture` says so by name.
 
 *Mask memory* is what masks and biases take beside the attention itself, for a batch of padded sequences of N tokens.
 Packed documents take N² in every model.
