@@ -47,6 +47,12 @@ def finite(m):
 
 
 @triton.jit
+def sees_keys(l):
+    """Which rows see a key, given the sum over keys: the largest adds 1, and what is no number makes the sum none."""
+    return l != 0.0
+
+
+@triton.jit
 def rescale(m, new_m, unit):
     """(shift in bits, factor) of sums relative to m that become relative to new_m."""
     shift = tl.where(m == float("-inf"), 0.0, (m - finite(new_m)) * unit)
