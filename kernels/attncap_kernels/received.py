@@ -42,7 +42,7 @@ def received_from(
 ):  # fmt: skip
     """`mass` and what the keys receive from one block of rows."""
     rows = block_of_rows(inputs, batch, head, block, 0, sequence, total_rows, P)
-    query_MD = load_queries(inputs, numbers, rows, P)
+    query_MD = load_queries(inputs, numbers, rows, 0, P.PAD_D, P)
     x_MN = tile_scores(query_MD, key_DN, inputs, numbers, rows, start, MASKED, P)
     peak = tl.load(peaks + rows.statistic, mask=rows.exists, other=float("-inf"))
     total = tl.load(totals + rows.statistic, mask=rows.exists, other=1.0)

@@ -8,13 +8,13 @@ of them x is the score s itself.
 import triton
 import triton.language as tl
 
-from attncap_kernels.rows import load_keys
+from attncap_kernels.rows import load_keys, load_queries
 
 
 @triton.jit
 def load_key_tile(inputs, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
     """[PAD_D, N]: keys start .. start + N - 1, as columns."""
-    return load_keys(inputs.key, rows, start, P.BLOCK_N, P.D, P.PAD_D, True, MASKED, P.WIDE)
+    return load_keys(inputs.key, rows, start, 0, P.BLOCK_N, P.D, P.PAD_D, True, MASKED, P.WIDE)
 
 
 @triton.jit
@@ -36,9 +36,26 @@ def tanh(x):
 
 
 @triton.jit
+def product_in_steps(inputs, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
+    """[M, N] product of queries and keys, STEP_D columns at a time.
+
+    Products of float32 without tensor cores hold both factors in registers, which whole rows would not fit in.
+    """
+    x_MN = tl.zeros([P.BLOCK_M, P.BLOCK_N], tl.float32)
+    for column in tl.range(0, P.PAD_D, P.STEP_D):
+        query_MS = load_queries(inputs, numbers, rows, column, P.STEP_D, P)
+        key_SN = load_keys(inputs.key, rows, start, column, P.BLOCK_N, P.D, P.STEP_D, True, MASKED, P.WIDE)
+        x_MN = tl.dot(query_MS, key_SN, x_MN, input_precision=P.DOT)
+    return x_MN
+
+
+@triton.jit
 def tile_scores(query_MD, key_DN, inputs, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
     """x [M, N] of keys start .. start + N - 1, -inf where hidden. MASKED False promises that nothing is hidden."""
-    x_MN = tl.dot(query_MD, key_DN, input_precision=P.DOT)
+    if P.STEP_D == P.PAD_D:
+        x_MN = tl.dot(query_MD, key_DN, input_precision=P.DOT)
+    else:
+        x_MN = product_in_steps(inputs, numbers, rows, start, MASKED, P)
     if P.SOFTCAP:
         x_MN = numbers.softcap * tanh(x_MN * (numbers.scale / numbers.softcap))
     elif P.MASK == 2:
