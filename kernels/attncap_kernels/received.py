@@ -48,8 +48,11 @@ def received_from(
     total = tl.load(totals + rows.statistic, mask=rows.exists, other=1.0)
     p_MN = tl.exp2(relative_bits(x_MN, peak, unit_of(score_of_x(numbers, P)), MASKED, P))
     # Rows that do not count have a peak of -inf, and may hold anything.
-    counted = (peak > float("-inf"))[:, None]
-    return mass + tl.sum(tl.where(counted, p_MN * (1.0 / total)[:, None], 0.0), 0)
+    given = (peak > float("-inf"))[:, None]
+    if MASKED:
+        # A row whose total is no number gives nothing to keys that it does not see.
+        given = given & (x_MN != float("-inf"))
+    return mass + tl.sum(tl.where(given, p_MN * (1.0 / total)[:, None], 0.0), 0)
 
 
 @triton.jit(do_not_specialize=[*LENGTHS, "total_keys"])
