@@ -79,7 +79,7 @@ def _automatic(query: Tensor, value: Tensor) -> str:
 
 def _on_gpu(serving: tuple[str, ...], index: int | None, head_dim: int) -> str:
     """The fastest of those that serve the call and are qualified; else the first, with a warning."""
-    fastest = qualification.fastest(serving, index)
+    fastest: tuple[tuple[int, str], ...] = qualification.fastest(serving, index)
     for largest, name in fastest:
         if head_dim <= largest:
             return name
@@ -133,13 +133,13 @@ def _cpu_availability() -> str:
 
 def _triton_availability() -> str:
     try:
-        import triton
+        import triton  # noqa: F401
     except ImportError as error:
         return f"Triton does not import: {error}"
     try:
-        import attncap_kernels.launch  # noqa: F401
+        from attncap_kernels import call, launch  # noqa: F401
     except ImportError as error:
         return f"the Triton kernels do not import: {error}"
-    if not torch.cuda.is_available() and not triton.knobs.runtime.interpret:
+    if not torch.cuda.is_available() and not call.INTERPRETED:
         return "torch sees no GPU here (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, for tests)"
     return "yes"

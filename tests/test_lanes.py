@@ -28,7 +28,7 @@ MACROS = {
     "portable": (),
 }
 OF_A_TYPE = (
-    "memory", "arithmetic", "compare", "masks", "transpose", "sum_each", "insert", "exp", "tanh", "log", "next_above",
+    "memory", "arithmetic", "compare", "masks", "transpose", "sum_each", "exp", "tanh", "log", "next_above",
     "topk", "turned", "scores", "maxima", "values", "received", "strided", "narrow",
 )  # fmt: skip
 GROUPS = [f"{number}.{group}" for number in ("float", "double") for group in OF_A_TYPE]

@@ -29,14 +29,14 @@ HEAVY = (
 
 # From the bottom up; a module may import its own layer and those below it, when it is imported or later.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("types", "extras"),
+    ("types", "extras", "claims", "parts"),
     ("validation",),
-    ("reference", "cpu", "annotations", "layers", "_C"),
+    ("reference", "cpu", "qualification", "annotations", "layers", "_C"),
     ("dispatch", "ops"),
     ("api", "sdpa", "mha", "nn"),
     ("tags", "capture", "adapters", "accumulate", "accumulate_io", "histogram", "moments"),
-    ("store", "corpus", "corpus_readers", "models", "progress"),
-    ("report", "scan", "plan", "shards", "analysis", "doctor"),
+    ("store", "workers", "corpus", "corpus_readers", "models", "progress"),
+    ("report", "scan", "plan", "shards", "encode", "tables", "options", "ledger", "analysis", "doctor"),
     ("commands",),
     ("cli", "__main__"),
 )
@@ -109,6 +109,11 @@ def test_imports_run_downwards(path):
     public = {name for name in imports_of(path) if name in attncap.__all__ or name == "__version__"}
     upwards = {name for name in imports_of(path) - public if (layer_of(name) or 0) > own}
     assert upwards == set()
+
+
+@pytest.mark.parametrize("path", sorted(PROJECT.glob("kernels/attncap_kernels/*.py")), ids=lambda path: path.stem)
+def test_kernels_know_of_types_and_arguments_alone(path):
+    assert {name.partition(".")[0] for name in imports_of(path)} <= {"types", "validation"}
 
 
 def test_types_import_no_accelerator():

@@ -23,6 +23,7 @@ from benchmarks.gate.entries import ARCHS, DIMS, DTYPES, STATISTICS, Group
 
 def main() -> int:
     arguments = _parser().parse_args()
+    os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels would compile nothing; the processes inherit this
     groups = [
         Group(arch, dtype, dim) for dim in sorted(arguments.dim, reverse=True) for dtype in arguments.dtype
         for arch in arguments.arch

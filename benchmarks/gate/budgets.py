@@ -82,7 +82,9 @@ def _dear_statistics(table: Table) -> dict[str, str]:
         if plain and few and plain.per_element is not None and few.per_element is not None:
             added = few.per_element - plain.per_element
             if added > MOST_ADDED:
-                broken[f"{group.name(FEW)} attention_forward: cost of statistics"] = f"{added:+.2f} instructions a score"
+                broken[f"{group.name(FEW)} attention_forward: cost of statistics"] = (
+                    f"{added:+.2f} instructions a score"
+                )
     return broken
 
 

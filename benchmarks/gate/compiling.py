@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
@@ -24,16 +23,10 @@ Table = dict[str, dict[str, Figures]]  # entry -> kernel -> figures
 def compile_groups(work: dict[Group, tuple[str, ...]], processes: int) -> Iterator[tuple[Group, Table]]:
     """Compile the entries of each group, in `processes` processes; groups come as they are done."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_prepare) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting = {pool.submit(compile_group, group, statistics): group for group, statistics in work.items()}
         for done in as_completed(waiting):
             yield waiting[done], done.result()
-
-
-def _prepare() -> None:
-    """Interpreted kernels would compile nothing; Triton reads this when the kernels are imported."""
-    os.environ.pop("TRITON_INTERPRET", None)
-    torch.set_num_threads(1)
 
 
 def compile_group(group: Group, statistics: Iterable[str]) -> Table:

@@ -18,6 +18,8 @@ Result = TypeVar("Result")
 def spread(place: Place, work: Callable[[Place, Item], Result], items: Iterable[Item]) -> list[Result]:
     """work(place, item) of every item, in order. The caller must not have touched the GPU: its processes are forks."""
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(place.processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(
+        place.processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         waiting = [pool.submit(work, place, item) for item in items]
         return [one.result() for one in waiting]

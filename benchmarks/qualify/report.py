@@ -50,7 +50,12 @@ def record(stamp: dict[str, Any], parts: dict[str, dict[str, Any]], path: Path) 
 def as_markdown(stamp: dict[str, Any], parts: dict[str, dict[str, Any]]) -> str:
     """The page of a run."""
     why = qualifies(stamp, parts)
-    lines = [f"# {stamp['gpu']}", "", "Made by `make qualify`. " + ("Qualified." if why is None else f"NOT qualified: {why}."), ""]
+    lines = [
+        f"# {stamp['gpu']}",
+        "",
+        "Made by `make qualify`. " + ("Qualified." if why is None else f"NOT qualified: {why}."),
+        "",
+    ]
     lines += [f"- {name}: {value}" for name, value in stamp.items()]
     lines += ["", "## Checks", ""]
     for name in HONOURED:
@@ -106,7 +111,10 @@ def _speed(part: dict[str, Any]) -> list[str]:
             cells = f"{figures['ms']:.3f} | {figures['TFLOP/s']:.0f} | {_mib(figures)}"
             lines.append(f"| {who} | {cells} | {'' if ratio is None else f'{ratio:.2f}'} |")
         lines += [f"\n{who} does not serve it: {why}" for who, why in one["refused"].items()]
-    lines += ["", "Processor time of one small call: " + ", ".join(f"{k} {v:.0f}" for k, v in part["host"].items()) + "."]
+    lines += [
+        "",
+        "Processor time of one small call: " + ", ".join(f"{k} {v:.0f}" for k, v in part["host"].items()) + ".",
+    ]
     return lines
 
 

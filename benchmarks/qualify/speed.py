@@ -79,6 +79,9 @@ def host_cost(place: Place) -> dict[str, float]:
     def ours(spec: StatSpec) -> Callable[[], Any]:
         return lambda: attncap.attention(query, key, value, spec, impl="triton")
 
-    calls: dict[str, Callable[[], Any]] = {"no statistics [us]": ours(StatSpec.none()), "default [us]": ours(StatSpec())}
+    calls: dict[str, Callable[[], Any]] = {
+        "no statistics [us]": ours(StatSpec.none()),
+        "default [us]": ours(StatSpec()),
+    }
     calls["SDPA [us]"] = lambda: torch.nn.functional.scaled_dot_product_attention(query, key, value)
     return {name: host_microseconds(place, call, place.size(200, 1)) for name, call in calls.items()}

@@ -48,6 +48,7 @@ class RowBlock {
     int64_t block_end(int64_t block) const { return std::min(seen_.end, (block + 1) * kBlockKeys<T>); }
 
     void load_lane_facts() {
+        w_.all_counted = !p_.query_mask.given();
         for (int64_t i = 0; i < vectors_ * L::kWidth; ++i) {  // lanes past the last repeat it, and do not count
             const int64_t lane = std::min(i, t_.lanes() - 1), row = t_.row_of(lane), batch = t_.sequence.batch;
             s_.position[i] = Int(t_.position_of(lane));
@@ -112,7 +113,7 @@ class RowBlock {
     // [lanes] of the workspace to column n of a per-row statistic; rows that do not count get `otherwise`.
     void store_rows(const Array& array, int64_t n, T* values, T otherwise = 0) const {
         if (!array.given()) return;
-        for (int64_t i = 0; i < t_.lanes(); ++i) values[i] = w_.counted[i] ? values[i] : otherwise;
+        for (int64_t i = 0; !w_.all_counted && i < t_.lanes(); ++i) values[i] = w_.counted[i] ? values[i] : otherwise;
         for (int64_t i = 0; i < t_.lanes(); i += t_.rows) {
             store_strided(t_.at(array, i, n), array.dtype, array.stride[2], values + i, t_.rows);
         }
@@ -183,9 +184,11 @@ class RowBlock {
 
     void store_masses() {
         auto normalised = [&](const T* sums, bool squared) {
-            for (int64_t i = 0; i < t_.lanes(); ++i) {
-                const bool empty = s_.mass[i] == 0;
-                w_.row[i] = empty ? T(0) : sums[i] * w_.factor[i] * (squared ? w_.factor[i] : T(1));
+            for (int v = 0; v < vectors_; ++v) {
+                const int64_t r = v * L::kWidth;
+                const auto factor = L::load(w_.factor + r);
+                const auto mean = L::load(sums + r) * factor;
+                L::store(w_.row + r, L::select(empty_rows(v), L::all(0), squared ? mean * factor : mean));
             }
             return w_.row;
         };
@@ -210,21 +213,35 @@ class RowBlock {
             }
             store_rows(p_.offset_mass, int64_t(o), w_.row);
         }
-        if (p_.topk == 0) return;
-        for (int64_t lane = 0; lane < t_.lanes(); ++lane) store_topk(lane);
+        if (p_.topk > 0) store_topk();
     }
 
-    void store_topk(int64_t lane) {
-        T* list = s_.top.score + lane * s_.top.room;
-        const auto* keys = s_.top.key + lane * s_.top.room;
-        const auto shift = shift_of<T>(L::all(s_.max[lane]));
-        for (int64_t t = 0; t < p_.topk; t += L::kWidth) {
-            const auto p = exp_nonpositive<T>(bounded_difference<T>(L::load(list + t), shift));
-            L::store(list + t, w_.counted[lane] ? p * L::all(w_.factor[lane]) : L::all(0));
+    void store_topk() {
+        T* list = s_.top.score;
+        for (int v = 0; v < vectors_; ++v) {
+            const int64_t r = v * L::kWidth;
+            const auto shift = shift_of<T>(L::load(s_.max + r)), factor = L::load(w_.factor + r);
+            for (int64_t t = 0; t < p_.topk; ++t) {
+                T* scores = list + t * kRows + r;
+                L::store(scores, exp_nonpositive<T>(bounded_difference<T>(L::load(scores), shift)) * factor);
+            }
         }
-        std::memcpy(t_.at(p_.topk_prob, lane), list, size_t(p_.topk) * sizeof(T));
-        auto* indices = reinterpret_cast<int32_t*>(t_.at(p_.topk_index, lane));
-        for (int64_t t = 0; t < p_.topk; ++t) indices[t] = w_.counted[lane] ? int32_t(keys[t]) : -1;
+        for (int64_t t = 0; t < p_.topk; ++t) {
+            store_rows(p_.topk_prob, t, list + t * kRows);
+            store_keys(p_.topk_index, t, s_.top.key + t * kRows);
+        }
+    }
+
+    // [lanes] of keys to column n of a per-row statistic of int32; rows that do not count get -1.
+    void store_keys(const Array& array, int64_t n, const Int* keys) const {
+        const int64_t step = array.stride[2] * item_size(array.dtype);
+        for (int64_t i = 0; i < t_.lanes(); i += t_.rows) {
+            char* to = t_.at(array, i, n);
+            for (int64_t row = 0; row < t_.rows; ++row) {
+                const auto key = w_.counted[i + row] ? int32_t(keys[i + row]) : -1;
+                std::memcpy(to + row * step, &key, sizeof key);
+            }
+        }
     }
 
     // Column sums of the probabilities: from the exponentials kept, or from scores computed once more; both ways

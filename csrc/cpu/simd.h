@@ -11,9 +11,7 @@
 //   max, min  give the second operand where either is NaN
 //   transpose    kWidth vectors as the rows of a square
 //   sum_each     lane i of the result is the sum of vector i
-//   count        how many lanes are set
-//   list_lanes   writes first + lane for every set lane (room for kWidth entries), gives how many
-//   insert       puts an entry into a list of falling scores, behind equal ones; the last entry drops out
+//   flags        bit i is set where lane i is
 //
 // Arithmetic on V is the compiler's own vector arithmetic; what differs between sets stands below.
 #pragma once
@@ -118,28 +116,7 @@ struct Lanes<float> {
             a[j + 8] = _mm512_shuffle_f32x4(b[j], b[j + 8], 0xdd);
         }
     }
-    static int list_lanes(M m, int first, uint16_t* out) {
-        const I lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        const I set = _mm512_maskz_compress_epi32(m, _mm512_add_epi32(lanes, all_int(first)));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi32_epi16(set));
-        return __builtin_popcount(m);
-    }
-    static int count(M m) { return __builtin_popcount(m); }
-    static void insert(T* scores, Int* keys, int64_t room, T score, Int key) {
-        // Entries not below the newcomer stay; the others move up by one, the last of a vector into the next vector.
-        bool moving = false;
-        for (int64_t t = 0; t < room; t += kWidth) {
-            const V held = load(scores + t);
-            const I held_key = load_int(keys + t);
-            const M staying = moving ? M(0) : less_equal(all(score), held);
-            const M others = M(~(unsigned(staying) + 1));
-            const T last = scores[t + kWidth - 1];
-            const Int last_key = keys[t + kWidth - 1];
-            store(scores + t, _mm512_mask_expand_ps(all(score), others, held));
-            store_int(keys + t, _mm512_mask_expand_epi32(all_int(key), others, held_key));
-            if (staying != M(-1)) moving = true, score = last, key = last_key;
-        }
-    }
+    static unsigned flags(M m) { return m; }
 };
 
 template <>
@@ -187,28 +164,7 @@ struct Lanes<double> {
         for (int i = 1; i < kWidth; ++i) total = total + a[i];
         return total;
     }
-    static int list_lanes(M m, int first, uint16_t* out) {
-        const I lanes = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
-        const I set = _mm512_maskz_compress_epi64(m, _mm512_add_epi64(lanes, all_int(first)));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi64_epi16(set));
-        return __builtin_popcount(m);
-    }
-    static int count(M m) { return __builtin_popcount(m); }
-    static void insert(T* scores, Int* keys, int64_t room, T score, Int key) {
-        // Entries not below the newcomer stay; the others move up by one, the last of a vector into the next vector.
-        bool moving = false;
-        for (int64_t t = 0; t < room; t += kWidth) {
-            const V held = load(scores + t);
-            const I held_key = load_int(keys + t);
-            const M staying = moving ? M(0) : less_equal(all(score), held);
-            const M others = M(~(unsigned(staying) + 1));
-            const T last = scores[t + kWidth - 1];
-            const Int last_key = keys[t + kWidth - 1];
-            store(scores + t, _mm512_mask_expand_pd(all(score), others, held));
-            store_int(keys + t, _mm512_mask_expand_epi64(all_int(key), others, held_key));
-            if (staying != M(-1)) moving = true, score = last, key = last_key;
-        }
-    }
+    static unsigned flags(M m) { return m; }
 };
 
 #else
@@ -283,24 +239,10 @@ struct GenericLanes {
         for (int i = 1; i < kWidth; ++i) total = total + a[i];
         return total;
     }
-    static int list_lanes(M m, int first, uint16_t* out) {
-        int count = 0;
-        for (int lane = 0; lane < kWidth; ++lane) {
-            out[count] = uint16_t(first + lane);
-            count += int(m[lane] & 1);
-        }
-        return count;
-    }
-    static int count(M m) {
-        int set = 0;
-        for (int lane = 0; lane < kWidth; ++lane) set -= int(m[lane]);
+    static unsigned flags(M m) {
+        unsigned set = 0;
+        for (int lane = 0; lane < kWidth; ++lane) set |= unsigned(m[lane] & 1) << lane;
         return set;
-    }
-    static void insert(T* scores, Int* keys, int64_t room, T score, Int key) {
-        int64_t t = room - 1;
-        if (!(scores[t] < score)) return;
-        for (; t > 0 && scores[t - 1] < score; --t) scores[t] = scores[t - 1], keys[t] = keys[t - 1];
-        scores[t] = score, keys[t] = key;
     }
 };
 
@@ -339,31 +281,7 @@ struct Lanes<float> : GenericLanes<float, int32_t> {
         const V high = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
         return _mm256_permute2f128_ps(low, high, 0x20) + _mm256_permute2f128_ps(low, high, 0x31);
     }
-    static int count(M m) { return __builtin_popcount(unsigned(_mm256_movemask_ps((__m256)m))); }
-    static int list_lanes(M m, int first, uint16_t* out) {
-        unsigned set = unsigned(_mm256_movemask_ps((__m256)m));
-        const int all = __builtin_popcount(set);
-        for (int i = 0; i < all; ++i, set &= set - 1) out[i] = uint16_t(first + __builtin_ctz(set));
-        return all;
-    }
-    static void insert(T* scores, Int* keys, int64_t room, T score, Int key) {
-        // Entries not below the newcomer stay; the others move up by one, the last of a vector into the next vector.
-        const __m256i up = _mm256_setr_epi32(0, 0, 1, 2, 3, 4, 5, 6),
-                      first = _mm256_setr_epi32(-1, 0, 0, 0, 0, 0, 0, 0);
-        bool moving = false;
-        for (int64_t t = 0; t < room; t += kWidth) {
-            const V held = load(scores + t);
-            const I held_key = load_int(keys + t), staying = moving ? I{} : (I)(all(score) <= held);
-            const I here = (I)(_mm256_permutevar8x32_epi32((__m256i)staying, up) | first);  // staying, or the place
-            const T last = scores[t + kWidth - 1];
-            const Int last_key = keys[t + kWidth - 1];
-            const V moved = _mm256_permutevar8x32_ps(held, up);
-            const I moved_key = (I)_mm256_permutevar8x32_epi32((__m256i)held_key, up);
-            store(scores + t, select(here, select(staying, held, all(score)), moved));
-            store_int(keys + t, select_int(here, select_int(staying, held_key, all_int(key)), moved_key));
-            if (staying[kWidth - 1] == 0) moving = true, score = last, key = last_key;
-        }
-    }
+    static unsigned flags(M m) { return unsigned(_mm256_movemask_ps((__m256)m)); }
 #else
     static V fma(V a, V b, V c) { return a * b + c; }
     static V max(V a, V b) { return select(b < a, a, b); }

@@ -15,9 +15,6 @@ constexpr int64_t kConvertKeys = 48;     // keys converted at a time, used at on
 constexpr int64_t kConvertValues = 576;  // values converted at a time
 
 template <class T>
-constexpr int64_t kBlockTiles = (kBlockKeys<T> + Lanes<T>::kTileKeys - 1) / Lanes<T>::kTileKeys;
-
-template <class T>
 int64_t block_count(int64_t keys) {
     return (keys + kBlockKeys<T> - 1) / kBlockKeys<T>;
 }
@@ -25,10 +22,11 @@ int64_t block_count(int64_t keys) {
 template <class T>
 struct Workspace {
     using Int = typename Lanes<T>::Int;
+    static constexpr int64_t kSlotRoom = TopK<T>::kSlots * Lanes<T>::kWidth;
     T *query, *keys, *values, *features, *scores, *out, *feature_out, *largest, *block_max, *block_shift, *kept,
         *narrow_kept;
     T *factor, *row, *ones, *staging, *paired_prob;
-    bool counted[kRows];
+    bool counted[kRows], all_counted;
     int32_t* key_tags;
     RowState<T> state;
 
@@ -39,8 +37,10 @@ struct Workspace {
         layout(problem, most_keys, kept_keys);
         state.top.k = problem.topk;
         fill(ones, 1, 1);
-        for (int64_t k = 0; problem.distance && k < kBlockKeys<T>; ++k) state.apart[k] = T(k);
-        state.top.room = TopK<T>::room_for(problem.topk);
+        for (int64_t k = 0; problem.distance && k < std::min(kBlockKeys<T>, most_keys); ++k) state.apart[k] = T(k);
+        if (problem.topk > 0) {
+            std::fill(state.top.slot_score, state.top.slot_score + kSlotRoom, T(-INFINITY));
+        }
     }
 
     // What one takes.
@@ -84,18 +84,21 @@ struct Workspace {
 
     void layout(const Problem& problem, int64_t most_keys, int64_t kept_keys) {
         const int64_t tags = problem.tags, offsets = int64_t(problem.offsets.size());
+        // Short sequences need less than a block: what a call takes, it also has to touch for the first time.
+        const int64_t block_keys = std::min(kBlockKeys<T>, most_keys);
+        const int64_t block_tiles = (block_keys + Lanes<T>::kTileKeys - 1) / Lanes<T>::kTileKeys;
         // Rounded up to whole vectors, so that square transposes need no edges.
         const int64_t key_dim = whole_vectors(problem.key_dim), value_dim = whole_vectors(problem.value_dim);
         take(&query, key_dim * kRows);
-        take(&paired_prob, kHasPairs && sizeof(T) == 4 ? (kBlockKeys<T> / 2) * kRows : 0);
+        take(&paired_prob, kHasPairs && sizeof(T) == 4 ? (block_keys + 1) / 2 * kRows : 0);
         take(&staging, std::max(key_dim, value_dim) * Lanes<T>::kWidth);
         take(&keys, problem.key_dim * kConvertKeys);
         take(&values, problem.value_dim * kConvertValues);
         take(&features, problem.features * kConvertValues);
-        take(&scores, kBlockKeys<T> * kRows);
+        take(&scores, block_keys * kRows);
         take(&out, value_dim * kRows);
         take(&feature_out, problem.features * kRows);
-        take(&largest, kBlockTiles<T> * kRows);
+        take(&largest, block_tiles * kRows);
         take(&block_max, kRows);
         take(&block_shift, problem.received ? block_count<T>(most_keys) * kRows : 0);
         take(&kept, kept_keys * kRows);
@@ -103,22 +106,23 @@ struct Workspace {
         take(&factor, kRows);
         take(&row, kRows);
         take(&ones, kRows);
-        take(&key_tags, kBlockKeys<T>);
+        take(&key_tags, block_keys);
         for (T** sum : {&state.max, &state.mass, &state.weighted, &state.squares, &state.moved, &state.sink,
                         &state.diagonal, &state.decay, &state.shift}) {
             take(sum, kRows);
         }
-        take(&state.apart, problem.distance ? kBlockKeys<T> : 0);
+        take(&state.apart, problem.distance ? block_keys : 0);
         take(&state.tags, tags * kRows);
         take(&state.offset_score, offsets * kRows);
         take(&state.position, kRows);
         take(&state.query_tags, tags * kRows);
-        const int64_t room = TopK<T>::room_for(problem.topk);
-        take(&state.top.score, room * kRows);
-        take(&state.top.key, room * kRows);
+        take(&state.top.score, problem.topk * kRows);
+        take(&state.top.key, problem.topk * kRows);
         if (problem.topk > 0) {
-            take(&state.top.tiles, kBlockTiles<T>);
-            take(&state.top.reached, (kBlockTiles<T> + 1) * Lanes<T>::kWidth);  // listing ends with a whole vector
+            take(&state.top.tiles, block_tiles);
+            take(&state.top.reached, TopK<T>::kReachedRoom);
+            take(&state.top.slot_score, kSlotRoom);
+            take(&state.top.slot_key, kSlotRoom);
         }
         take(&scratch_, 64);
     }

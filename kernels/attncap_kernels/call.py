@@ -16,6 +16,8 @@ from attncap_kernels import plans
 from attncap_kernels.records import Inputs, Plan, array
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Whether kernels run on the CPU (TRITON_INTERPRET=1): decided once, as they are when their modules are imported.
+INTERPRETED = bool(triton.knobs.runtime.interpret)
 LARGEST_HEAD_DIM = 256
 WIDE_STRIDE = 1 << 23  # times the rows or columns of a tile it passes 2^31
 
@@ -29,7 +31,7 @@ def lacks(query: Tensor, value: Tensor) -> str | None:
         return f"it serves float32, bfloat16 and float16, got {query.dtype}"
     if max(query.shape[-1], value.shape[-1]) > LARGEST_HEAD_DIM:
         return f"it serves head dims up to {LARGEST_HEAD_DIM}, got {query.shape[-1]} and {value.shape[-1]} (value)"
-    if query.device.type != "cuda" and not triton.knobs.runtime.interpret:
+    if query.device.type != "cuda" and not INTERPRETED:
         return f"it serves tensors on a GPU, got {query.device}"
     return None
 
@@ -84,18 +86,19 @@ class Call:
         """What kernels are compiled for, with `changes`."""
         left, right = self.window
         dims = {"D": self.query.shape[-1], "E": self.value.shape[-1]}
-        mask = self.extras.attn_mask
+        precise = self.query.dtype == torch.float32 and _precision(self.query) == "ieee"
         largest_stride = max(max(tensor.stride()) for tensor in (self.query, self.key, self.value))
         fields = {
             "BLOCK_M": tiles.rows,
             "BLOCK_N": tiles.keys,
             **dims,
             **{f"PAD_{name}": _padded(size) for name, size in dims.items()},
+            "STEP_D": min(_padded(self.query.shape[-1]), plans.STEP_D if precise else LARGEST_HEAD_DIM),
             "GROUP": 1,
             "PARTS": 1,
             "LEFT": left >= 0,
             "RIGHT": right >= 0,
-            "MASK": 0 if mask is None else self.mask,
+            "MASK": self.mask,
             "SOFTCAP": self.options.softcap > 0,
             "OFFSETS": 0,
             "TAGS": 0,
@@ -133,10 +136,11 @@ class Call:
         sign = 0.0 if scale == 0 else -1.0 if scale < 0 else 1.0
         return sign, abs(scale) or 1.0, self.options.softcap or 1.0
 
-    @property
-    def pad(self) -> int:
-        """The larger head dim, padded."""
-        return max(_padded(self.query.shape[-1]), _padded(self.value.shape[-1]))
+    def tiles(self, rows: int, topk: int = 0, *, tags: bool = False) -> plans.Tiles:
+        """Tiles for `rows` rows a head (or group of heads), a top `topk`, and tags or features."""
+        pad = _padded(max(self.query.shape[-1], self.value.shape[-1]))
+        masked = self.mask != 0 or self.options.softcap > 0
+        return plans.tiles_for(pad, self.query.dtype, rows, topk, tags=tags, masked=masked)
 
     def blocks(self, size: int, *, of_keys: bool = False, group: int = 1) -> tuple[int, Tensor | None]:
         """(tiles of `size` rows or keys of one head, over all batch entries or sequences; their table if packed)."""
@@ -156,9 +160,10 @@ def _padded(size: int) -> int:
 
 
 def _precision(query: Tensor) -> str:
-    if query.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest":
+    """float32 is multiplied as such unless torch was told otherwise; "high" keeps nearly all of its digits."""
+    if query.dtype != torch.float32 or torch.version.hip or triton.knobs.runtime.interpret:
         return "ieee"
-    return "tf32"
+    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
 
 
 @functools.lru_cache(maxsize=64)

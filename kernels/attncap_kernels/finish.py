@@ -9,7 +9,7 @@ import triton.language as tl
 
 from attncap_kernels.bands import mass_of_band
 from attncap_kernels.scores import score_of_x
-from attncap_kernels.softmax import LN_2, join_null_outcome, unit_of
+from attncap_kernels.softmax import LN_2, join_null_outcome, sees_keys, unit_of
 from attncap_kernels.topk import kth_largest
 
 
@@ -33,15 +33,16 @@ def null_x(inputs, numbers, rows, P: tl.constexpr):
 def write_rows(state, query_MD, inputs, numbers, outputs, rows, P: tl.constexpr):
     """All keys were seen: sums become probabilities."""
     unit = unit_of(score_of_x(numbers, P))
-    sees = state.m > float("-inf")
+    sees = sees_keys(state.l)
     m, l, w, p_null = state.m, state.l, state.w, state.l
     factor = tl.full([P.BLOCK_M], 1.0, tl.float32)
     if inputs.sink_logits is not None:
         m, l, w, factor, p_null = join_null_outcome(m, l, w, null_x(inputs, numbers, rows, P), unit)
     l = tl.where(sees, l, 1.0)
     inverse = tl.where(sees, 1.0 / l, 0.0)
-    write_out(state.acc * (factor * inverse)[:, None], outputs, rows, P)
-    write_scalars(state.m, m, l, w, state.squares, factor, p_null, numbers, outputs, rows, P)
+    # Rows without a key share tiles with others, whose values may be no numbers.
+    write_out(tl.where(sees[:, None], state.acc * (factor * inverse)[:, None], 0.0), outputs, rows, P)
+    write_scalars(sees, state.m, m, l, w, state.squares, factor, p_null, numbers, outputs, rows, P)
     if outputs.peak is not None:
         counted = sees & rows.counted
         tl.store(outputs.peak + rows.statistic, tl.where(counted, m, float("-inf")), mask=rows.exists)
@@ -53,10 +54,10 @@ def write_rows(state, query_MD, inputs, numbers, outputs, rows, P: tl.constexpr)
 
 
 @triton.jit
-def write_scalars(largest, m, l, w, squares, factor, p_null, numbers, outputs, rows, P: tl.constexpr):
+def write_scalars(sees, largest, m, l, w, squares, factor, p_null, numbers, outputs, rows, P: tl.constexpr):
     """lse, max_logit, entropy, collision and null_mass. `largest` is over keys, m and l with the null outcome too."""
     scale = score_of_x(numbers, P)
-    counted = (largest > float("-inf")) & rows.counted
+    counted = sees & rows.counted
     at, exists = rows.statistic, rows.exists
     bits = tl.log2(l)
     tl.store(outputs.lse + at, tl.where(counted, m * scale + bits * LN_2, float("-inf")), mask=exists)
@@ -77,7 +78,8 @@ def write_part(state, query_MD, inputs, numbers, outputs, rows, part, P: tl.cons
     at, exists = rows.statistic, rows.exists
     column = tl.arange(0, P.PAD_E)[None, :]
     inside = exists[:, None] & (column < P.E)
-    tl.store(outputs.out + (at * P.E)[:, None] + column, state.acc, mask=inside)
+    sees = sees_keys(state.l)
+    tl.store(outputs.out + (at * P.E)[:, None] + column, tl.where(sees[:, None], state.acc, 0.0), mask=inside)
     tl.store(outputs.peak + at, state.m, mask=exists)
     tl.store(outputs.total + at, state.l, mask=exists)
     if outputs.entropy is not None:
@@ -93,11 +95,11 @@ def write_part(state, query_MD, inputs, numbers, outputs, rows, part, P: tl.cons
 
 @triton.jit
 def write_masses(state, m, factor, share, query_MD, inputs, numbers, outputs, rows, part, P: tl.constexpr):
-    """Sums over keys times `share`, 0 for rows that do not count.
+    """Sums over keys times `share`, 0 for rows that do not count or see no key.
 
     The walk's sums, relative to state.m, become relative to m by `factor`; the bands' are relative to m already.
     """
-    at, exists, counted = rows.statistic, rows.exists, rows.counted
+    at, exists, counted = rows.statistic, rows.exists, rows.counted & sees_keys(state.l)
     walked = factor * share
     if outputs.distance is not None:
         tl.store(outputs.distance + at, tl.where(counted, state.distance * walked, 0.0), mask=exists)

@@ -106,7 +106,7 @@ def attend(state, query_MD, query_tags, inputs, numbers, outputs, rows, start, M
     if P.FEATURES > 0:
         features = feature_masses(state, p_MN, factor, inputs, rows, start, P)
 
-    value_NE = load_keys(inputs.value, rows, start, P.BLOCK_N, P.E, P.PAD_E, False, MASKED, P.WIDE)
+    value_NE = load_keys(inputs.value, rows, start, 0, P.BLOCK_N, P.E, P.PAD_E, False, MASKED, P.WIDE)
     acc = tl.dot(p_MN.to(value_NE.dtype), value_NE, state.acc * factor[:, None], input_precision=P.DOT)
     return State(m, l, w, squares, distance, acc, features, tags, classes)
 
@@ -136,6 +136,6 @@ def attention_forward(
     numbers = Numbers(sign, scale, softcap, left, right, sink, diagonal)
     part = tl.program_id(1)
     here = locate(inputs, tl.program_id(0), part, rows, keys, offset, total_rows, P)
-    query_MD = load_queries(inputs, numbers, here, P)
+    query_MD = load_queries(inputs, numbers, here, 0, P.PAD_D, P)
     state = attend_all(query_MD, inputs, numbers, outputs, here, part, P)
     finish_rows(state, query_MD, inputs, numbers, outputs, here, part, P)

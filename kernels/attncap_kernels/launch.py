@@ -140,7 +140,7 @@ def _piece(whole: Tensor | None, part: slice, new: Any, rows: tuple[int, ...]) -
 def _run_forward(call: Call, outputs: Outputs, tags: int, features: int, topk: int) -> None:
     group = call.group
     longest_rows, longest_keys = call.longest
-    tiles = plans.tiles_for(call.pad, call.query.dtype, longest_rows * group, topk, tags=tags + features > 0)
+    tiles = call.tiles(longest_rows * group, topk, tags=tags + features > 0)
     blocks, table = call.blocks(tiles.rows, group=group)
     programs = blocks * (call.heads // group)
     parts = plans.parts_for(programs, longest_keys, tiles)
@@ -198,7 +198,7 @@ def _topk(call: Call, later: _Later, stats: HeadStats) -> None:
     """List the keys that reach the bound and select, for as many heads at a time as memory for lists goes."""
     topk, group, total_rows = call.spec.topk, call.group, call.query.shape[2]
     longest_rows, longest_keys = call.longest
-    tiles = plans.tiles_for(call.pad, call.query.dtype, longest_rows * group, topk)
+    tiles = call.tiles(longest_rows * group, topk)
     selecting = plans.selecting_tiles(tiles)
     capacity, words = plans.capacity_for(topk), tiles.keys // 32
     heads = call.query.shape[0] * call.heads
@@ -235,7 +235,7 @@ def _received(call: Call, later: _Later, stats: HeadStats) -> None:
     """Sum over rows, key by key."""
     (left, right), (sign, scale, softcap) = call.window, call.numbers
     rows, keys, offset = call.lengths
-    tiles = plans.tiles_for(call.pad, call.query.dtype, call.longest[0])
+    tiles = call.tiles(call.longest[0])
     blocks, table = call.blocks(tiles.keys, of_keys=True)
     received_mass[(blocks * call.heads,)](
         call.inputs(table), stats.received_mass, later.peak, later.total, sign, scale, softcap, rows,

@@ -9,7 +9,7 @@ import triton.language as tl
 from attncap_kernels.finish import write_scalars
 from attncap_kernels.records import Numbers, Rows
 from attncap_kernels.scores import score_of_x
-from attncap_kernels.softmax import join_null_outcome, rescale, unit_of
+from attncap_kernels.softmax import join_null_outcome, rescale, sees_keys, unit_of
 from attncap_kernels.topk import kth_largest
 
 
@@ -43,6 +43,7 @@ def merge_parts(inputs, parts, outputs, sign, scale, softcap, total_rows, PAD_PA
     factor = tl.where(part_m > float("-inf"), factor, 0.0)
     part_l = tl.load(parts.total + place, mask=held, other=0.0)
     l = tl.sum(part_l * factor, 0, keep_dims=True)
+    sees = sees_keys(l)
     w, squares, m, p_null = l, l, largest, l
     if outputs.entropy is not None:
         part_w = tl.load(parts.entropy + place, mask=held, other=0.0)
@@ -54,9 +55,8 @@ def merge_parts(inputs, parts, outputs, sign, scale, softcap, total_rows, PAD_PA
         sink = inputs.sink_logits
         x_null = tl.load(sink.ptr + head * sink.s0).to(tl.float32) / score_of_x(numbers, P)
         m, l, w, null_factor, p_null = join_null_outcome(m, l, w, x_null, unit)
-    sees = largest > float("-inf")
     l = tl.where(sees, l, 1.0)
-    write_scalars(largest, m, l, w, squares, null_factor, p_null, numbers, outputs, rows, P)
+    write_scalars(sees, largest, m, l, w, squares, null_factor, p_null, numbers, outputs, rows, P)
 
     inverse = tl.where(sees, null_factor / l, 0.0)
     merge_out(parts, outputs, rows, place, held, factor, inverse, P)

@@ -31,13 +31,20 @@ HALF = {
     256: Tiles(64, 32, 8, 3),
 }
 FLOAT = {
-    16: Tiles(64, 64, 4, 2),
-    32: Tiles(64, 64, 4, 2),
-    64: Tiles(64, 64, 4, 2),
-    128: Tiles(64, 32, 4, 2),
-    256: Tiles(32, 32, 4, 2),
+    16: Tiles(64, 32, 4, 2),
+    32: Tiles(64, 32, 4, 2),
+    64: Tiles(64, 32, 4, 2),
+    128: Tiles(32, 32, 4, 2),
+    256: Tiles(16, 32, 8, 1),
 }
-KEYS_WITH_TAGS = 32  # tags and features take registers for each key of a tile
+# With tags or features, which take registers for each key of a tile.
+HALF_WITH_TAGS = {pad: Tiles(128, 32, 8, 3) for pad in (16, 32, 64, 128)} | {256: Tiles(32, 32, 8, 3)}
+FLOAT_WITH_TAGS = {pad: Tiles(32, 32, 4, 2) for pad in (16, 32, 64)} | {
+    128: Tiles(16, 32, 4, 2),
+    256: Tiles(16, 32, 8, 1),
+}
+STEP_D = 32  # columns of a product of float32 at a time
+KEYS_WITH_MASK = 64  # masks and softcap take registers too
 # Interpreted kernels are slow, and small tiles walk through more of their loops.
 INTERPRETED = Tiles(32, 32, 4, 1)
 DECODING_ROWS = 16
@@ -45,11 +52,21 @@ MOST_PARTS = 64
 ENOUGH_PROGRAMS = 128  # about as many as a large card has multiprocessors
 
 
-def tiles_for(pad: int, dtype: torch.dtype, rows: int, topk: int = 0, *, tags: bool = False) -> Tiles:
-    """Tiles for head dims padded to `pad`, `rows` rows a head (or group of heads), a top `topk`, tags or features."""
-    tiles = INTERPRETED if triton.knobs.runtime.interpret else (FLOAT if dtype == torch.float32 else HALF)[pad]
-    if tags:
-        tiles = replace(tiles, keys=min(tiles.keys, KEYS_WITH_TAGS))
+def tiles_for(
+    pad: int, dtype: torch.dtype, rows: int, topk: int = 0, *, tags: bool = False, masked: bool = False
+) -> Tiles:
+    """Tiles for head dims padded to `pad`, `rows` rows a head (or group of heads) and a top `topk`.
+
+    tags: there are tags or features; masked: there is an attn_mask or a softcap.
+    """
+    if dtype == torch.float32:
+        tiles = (FLOAT_WITH_TAGS if tags else FLOAT)[pad]
+    else:
+        tiles = (HALF_WITH_TAGS if tags else HALF)[pad]
+    if triton.knobs.runtime.interpret:
+        tiles = INTERPRETED
+    if masked:
+        tiles = replace(tiles, keys=min(tiles.keys, KEYS_WITH_MASK))
     while topk > tiles.keys // 2:
         # There must be more classes of keys than k.
         tiles = replace(tiles, rows=max(16, tiles.rows // 2), keys=2 * tiles.keys, stages=2)

@@ -42,14 +42,17 @@ def received_from(
 ):  # fmt: skip
     """`mass` and what the keys receive from one block of rows."""
     rows = block_of_rows(inputs, batch, head, block, 0, sequence, total_rows, P)
-    query_MD = load_queries(inputs, numbers, rows, P)
+    query_MD = load_queries(inputs, numbers, rows, 0, P.PAD_D, P)
     x_MN = tile_scores(query_MD, key_DN, inputs, numbers, rows, start, MASKED, P)
     peak = tl.load(peaks + rows.statistic, mask=rows.exists, other=float("-inf"))
     total = tl.load(totals + rows.statistic, mask=rows.exists, other=1.0)
     p_MN = tl.exp2(relative_bits(x_MN, peak, unit_of(score_of_x(numbers, P)), MASKED, P))
     # Rows that do not count have a peak of -inf, and may hold anything.
-    counted = (peak > float("-inf"))[:, None]
-    return mass + tl.sum(tl.where(counted, p_MN * (1.0 / total)[:, None], 0.0), 0)
+    given = (peak > float("-inf"))[:, None]
+    if MASKED:
+        # A row whose total is no number gives nothing to keys that it does not see.
+        given = given & (x_MN != float("-inf"))
+    return mass + tl.sum(tl.where(given, p_MN * (1.0 / total)[:, None], 0.0), 0)
 
 
 @triton.jit(do_not_specialize=[*LENGTHS, "total_keys"])

@@ -88,6 +88,7 @@ class Plan(NamedTuple):
     E: Any
     PAD_D: Any  # D and E as powers of two of at least 16
     PAD_E: Any
+    STEP_D: Any  # columns of a product of queries and keys at a time
     GROUP: Any  # query heads of one key head that share a tile (rows.py)
     PARTS: Any  # parts that the keys are split into
     LEFT: Any  # whether the window has that side
@@ -100,7 +101,7 @@ class Plan(NamedTuple):
     TOPK: Any  # k, where a bound for it is wanted; else 0
     CLASSES: Any  # classes of keys whose maxima give that bound
     WIDE: Any  # strides so large that 32 bits do not hold a step within a tile
-    DOT: Any  # precision of products of inputs: "ieee" or "tf32"
+    DOT: Any  # precision of products: "ieee", or as the user lets torch round float32
 
     @classmethod
     def of(cls, **fields: Any) -> Plan:

@@ -81,13 +81,13 @@ def block_of_rows(inputs, batch, first_head, block, part, sequence, total_rows, 
 
 
 @triton.jit
-def load_queries(inputs, numbers, rows, P: tl.constexpr):
-    """[M, PAD_D], with the sign of the scale, so that a larger product is a larger score."""
+def load_queries(inputs, numbers, rows, first_column, COLUMNS: tl.constexpr, P: tl.constexpr):
+    """[M, COLUMNS], with the sign of the scale, so that a larger product is a larger score; past D it is 0."""
     query = inputs.query
-    column = tl.arange(0, P.PAD_D)
+    column = first_column + tl.arange(0, COLUMNS)
     place = rows.batch * query.s0 + rows.head.to(tl.int64) * query.s1 + (rows.row0 + rows.row).to(tl.int64) * query.s2
     inside = rows.exists[:, None]
-    if P.D != P.PAD_D:
+    if P.D % COLUMNS != 0:
         inside = inside & (column < P.D)[None, :]
     pointer = query.ptr + place[:, None] + column.to(tl.int64)[None, :] * query.s3
     loaded = tl.load(pointer, mask=inside, other=0.0)
@@ -99,17 +99,21 @@ def load_keys(
     array,
     rows,
     start,
+    first_column,
     BLOCK_N: tl.constexpr,
     DIM: tl.constexpr,
-    PAD: tl.constexpr,
+    COLUMNS: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     CHECK: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Keys (or values) start .. start + N - 1 as [N, PAD], or [PAD, N] if TRANSPOSED; past the end 0 if CHECK."""
+    """Keys (or values) start .. start + N - 1 as [N, COLUMNS], or [COLUMNS, N] if TRANSPOSED.
+
+    Past the head dim DIM it is 0, and past the end of the keys too if CHECK.
+    """
     base = array.ptr + rows.batch * array.s0 + rows.key_head.to(tl.int64) * array.s1
     base += (rows.key0 + start).to(tl.int64) * array.s2
-    key, column = tl.arange(0, BLOCK_N), tl.arange(0, PAD)
+    key, column = tl.arange(0, BLOCK_N), first_column + tl.arange(0, COLUMNS)
     if TRANSPOSED:
         key, column = key[None, :], column[:, None]
     else:
@@ -118,10 +122,10 @@ def load_keys(
         pointer = base + key.to(tl.int64) * array.s2 + column.to(tl.int64) * array.s3
     else:
         pointer = base + key * array.s2 + column * array.s3
-    if CHECK and DIM != PAD:
+    if CHECK and DIM % COLUMNS != 0:
         return tl.load(pointer, mask=(start + key < rows.keys) & (column < DIM), other=0.0)
     if CHECK:
         return tl.load(pointer, mask=start + key < rows.keys, other=0.0)
-    if DIM != PAD:
+    if DIM % COLUMNS != 0:
         return tl.load(pointer, mask=column < DIM, other=0.0)
     return tl.load(pointer)

@@ -8,13 +8,13 @@ of them x is the score s itself.
 import triton
 import triton.language as tl
 
-from attncap_kernels.rows import load_keys
+from attncap_kernels.rows import load_keys, load_queries
 
 
 @triton.jit
 def load_key_tile(inputs, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
     """[PAD_D, N]: keys start .. start + N - 1, as columns."""
-    return load_keys(inputs.key, rows, start, P.BLOCK_N, P.D, P.PAD_D, True, MASKED, P.WIDE)
+    return load_keys(inputs.key, rows, start, 0, P.BLOCK_N, P.D, P.PAD_D, True, MASKED, P.WIDE)
 
 
 @triton.jit
@@ -27,18 +27,35 @@ def score_of_x(numbers, P: tl.constexpr):
 
 @triton.jit
 def tanh(x):
-    """Near 0 an odd polynomial, where 1 - exp(-2|x|) would lose digits."""
+    """Near 0 an odd polynomial, where the difference from 1 would lose digits."""
     decay = tl.exp(-2.0 * tl.abs(x))
-    far = (1.0 - decay) / (1.0 + decay)
+    far = 1.0 - 2.0 * decay / (1.0 + decay)
     square = x * x
     near = x * (1.0 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
     return tl.where(tl.abs(x) < 0.25, near, tl.where(x < 0, -far, far))
 
 
 @triton.jit
+def product_in_steps(inputs, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
+    """[M, N] product of queries and keys, STEP_D columns at a time.
+
+    Products of float32 without tensor cores hold both factors in registers, which whole rows would not fit in.
+    """
+    x_MN = tl.zeros([P.BLOCK_M, P.BLOCK_N], tl.float32)
+    for column in tl.range(0, P.PAD_D, P.STEP_D):
+        query_MS = load_queries(inputs, numbers, rows, column, P.STEP_D, P)
+        key_SN = load_keys(inputs.key, rows, start, column, P.BLOCK_N, P.D, P.STEP_D, True, MASKED, P.WIDE)
+        x_MN = tl.dot(query_MS, key_SN, x_MN, input_precision=P.DOT)
+    return x_MN
+
+
+@triton.jit
 def tile_scores(query_MD, key_DN, inputs, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
     """x [M, N] of keys start .. start + N - 1, -inf where hidden. MASKED False promises that nothing is hidden."""
-    x_MN = tl.dot(query_MD, key_DN, input_precision=P.DOT)
+    if P.STEP_D == P.PAD_D:
+        x_MN = tl.dot(query_MD, key_DN, input_precision=P.DOT)
+    else:
+        x_MN = product_in_steps(inputs, numbers, rows, start, MASKED, P)
     if P.SOFTCAP:
         x_MN = numbers.softcap * tanh(x_MN * (numbers.scale / numbers.softcap))
     elif P.MASK == 2:

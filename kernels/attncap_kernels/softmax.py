@@ -47,15 +47,23 @@ def finite(m):
 
 
 @triton.jit
+def sees_keys(l):
+    """Which rows see a key, given the sum over keys: the largest adds 1, and what is no number makes the sum none."""
+    return l != 0.0
+
+
+@triton.jit
 def rescale(m, new_m, unit):
     """(shift in bits, factor) of sums relative to m that become relative to new_m."""
     shift = tl.where(m == float("-inf"), 0.0, (m - finite(new_m)) * unit)
+    # From a mask of the smallest float the step is -inf.
+    shift = tl.maximum(shift, LEAST_BITS, propagate_nan=tl.PropagateNan.ALL)
     return shift, tl.exp2(shift)
 
 
 @triton.jit
 def relative_bits(x_MN, m, unit, MASKED: tl.constexpr, P: tl.constexpr):
-    """t = (x - m) * unit, LEAST_BITS where hidden."""
+    """t = (x - m) * unit, LEAST_BITS where hidden; a score that is no number stays one."""
     base = finite(m)
     if P.MASK == 2:
         # Masks of the smallest float: x * unit would leave float32's range.
@@ -63,7 +71,7 @@ def relative_bits(x_MN, m, unit, MASKED: tl.constexpr, P: tl.constexpr):
     else:
         t_MN = x_MN * unit - (base * unit)[:, None]
     if MASKED:
-        t_MN = tl.maximum(t_MN, LEAST_BITS)
+        t_MN = tl.maximum(t_MN, LEAST_BITS, propagate_nan=tl.PropagateNan.ALL)
     return t_MN
 
 

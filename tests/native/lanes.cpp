@@ -15,7 +15,6 @@ void check_type(const std::string& type) {
     check::group(type + ".masks", check_masks<T>);
     check::group(type + ".transpose", check_transpose<T>);
     check::group(type + ".sum_each", check_sum_each<T>);
-    check::group(type + ".insert", check_insert<T>);
     check::group(type + ".exp", check_exp<T>);
     check::group(type + ".tanh", check_tanh<T>);
     check::group(type + ".log", check_log<T>);

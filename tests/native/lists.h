@@ -32,14 +32,17 @@ void check_topk() {
     constexpr int64_t kTiles = (kBlockKeys<T> + L::kTileKeys - 1) / L::kTileKeys;
     std::vector<T> largest(kTiles * kRows);
     std::vector<Int> tiles(kTiles);
-    std::vector<uint16_t> reached((kTiles + 1) * L::kWidth);
+    std::vector<typename TopK<T>::Reached> reached(TopK<T>::kReachedRoom);
+    std::vector<T> slots(TopK<T>::kSlots * L::kWidth, T(-INFINITY));
+    std::vector<Int> slot_keys(slots.size());
     for (int64_t k : {1, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64}) {
         for (int kind = 0; kind < 6; ++kind) {
             TopK<T> top;
-            top.k = k, top.room = TopK<T>::room_for(k);
-            std::vector<T> held(kRows * top.room);
-            std::vector<Int> held_keys(kRows * top.room);
+            top.k = k;
+            std::vector<T> held(kRows * k);
+            std::vector<Int> held_keys(kRows * k);
             top.score = held.data(), top.key = held_keys.data(), top.tiles = tiles.data(), top.reached = reached.data();
+            top.slot_score = slots.data(), top.slot_key = slot_keys.data();
             top.clear();
             const int64_t blocks[] = {check::integer(1, int(kBlockKeys<T>)), kBlockKeys<T>, check::integer(1, 40)};
             const int64_t keys = blocks[0] + blocks[1] + blocks[2];
@@ -64,10 +67,9 @@ void check_topk() {
                     const bool there = t < int64_t(order.size());
                     const Int want = there ? order[t] : -1;
                     const T score = there ? scores[want * kRows + row] : T(-INFINITY);
-                    const bool right = held_keys[row * top.room + t] == want && held[row * top.room + t] == score;
-                    check::that(
-                        right, "top-k: k, kind, row, place, key",
-                        {double(k), double(kind), double(row), double(t), double(held_keys[row * top.room + t])});
+                    const bool right = held_keys[t * kRows + row] == want && held[t * kRows + row] == score;
+                    check::that(right, "top-k: k, kind, row, place, key",
+                                {double(k), double(kind), double(row), double(t), double(held_keys[t * kRows + row])});
                 }
             }
         }
