@@ -58,7 +58,7 @@ def choose(impl: Any, query: Tensor, value: Tensor) -> str:
 
 
 def _automatic(query: Tensor, value: Tensor) -> str:
-    """The C++ kernels on the CPU, the fastest qualified ones on a GPU, where they serve the call; else the reference."""
+    """The C++ kernels on the CPU, the fastest qualified ones on a GPU, where they serve; else the reference."""
     device = query.device.type
     why = f"it has no kernels for {device}"
     serving = []

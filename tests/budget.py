@@ -92,7 +92,7 @@ def _reference(case: Case, dtype: torch.dtype) -> tuple[Tensor, HeadStats]:
                 kwargs[name] = given.narrow(dim, first, min(step, rows - first))
         parts.append(attention(query[:, :, block], key, value, case.spec, impl="reference", **kwargs))
     joined = {}
-    for name, _ in parts[0][1].items():
+    for name in dict(parts[0][1].items()):
         each = [getattr(stats, name) for _, stats in parts]
         joined[name] = sum(each) if name == "received_mass" else torch.cat(each, 2)
     return torch.cat([out for out, _ in parts], 2), HeadStats(**joined)

@@ -1,4 +1,4 @@
-"""What the gate compiles: tile table x statistics x GPU architecture, each as the call that makes the launcher run it."""
+"""What the gate compiles: head dims and dtypes x statistics x GPU architectures, each as a call of the launcher."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ class Group:
 
 def run_launcher(group: Group, statistics: str) -> None:
     """Make the launcher run every kernel of one entry: a long causal call, or one new row on many keys."""
-    from attncap import ops, validation
     from attncap_kernels import launch
+
+    from attncap import ops, validation
 
     rows, keys, heads, key_heads = (1, 65536, 32, 8) if statistics == DECODING else (16384, 16384, 8, 8)
     dtype = getattr(torch, group.dtype)

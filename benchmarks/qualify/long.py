@@ -1,4 +1,4 @@
-"""One layer of 1,048,576 tokens: 32 query heads on 8 key heads, D 128, causal; time, memory, and rows that are checked."""
+"""One causal layer of 1,048,576 tokens, 32 query heads on 8 key heads, D 128: time, memory, and rows looked at."""
 
 from __future__ import annotations
 

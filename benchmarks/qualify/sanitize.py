@@ -1,4 +1,4 @@
-"""compute-sanitizer over small calls: no access outside of tensors, no races in shared memory, nothing read unwritten."""
+"""compute-sanitizer over small calls: no access outside of tensors, no races, nothing read unwritten."""
 
 from __future__ import annotations
 

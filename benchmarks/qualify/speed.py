@@ -29,17 +29,20 @@ def run(place: Place) -> dict[str, Any]:
 
 def refused(place: Place, contest: Contest) -> dict[str, str]:
     """Peers that do not serve a shape, and what they say. A failure of attncap's own is one."""
-    said = {}
-    with torch.no_grad():
-        for name, call in contestants(place, contest).items():
-            try:
-                call()
-                place.wait()
-            except Exception as error:
-                if name.startswith("attncap"):
-                    raise
-                said[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    return said
+    said = {name: _refusal(place, name, call) for name, call in contestants(place, contest).items()}
+    return {name: why for name, why in said.items() if why}
+
+
+@torch.no_grad()
+def _refusal(place: Place, name: str, call: Callable[[], Any]) -> str | None:
+    try:
+        call()
+        place.wait()
+    except Exception as error:
+        if name.startswith("attncap"):
+            raise
+        return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return None
 
 
 @torch.no_grad()
