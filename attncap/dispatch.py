@@ -79,7 +79,7 @@ def _automatic(query: Tensor, value: Tensor) -> str:
 
 def _on_gpu(serving: tuple[str, ...], index: int | None, head_dim: int) -> str:
     """The fastest of those that serve the call and are qualified; else the first, with a warning."""
-    fastest: tuple[tuple[int, str], ...] = qualification.fastest(serving, index)
+    fastest = qualification.fastest(serving, index)
     for largest, name in fastest:
         if head_dim <= largest:
             return name

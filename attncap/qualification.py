@@ -64,7 +64,6 @@ def lacks(impl: str, gpu: str) -> str | None:
     return f"no qualification run of the {impl} kernels on {gpu} is on record (`make qualify` makes one)"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def fastest(impls: tuple[str, ...], index: int | None) -> tuple[tuple[int, str], ...]:
     """(head dim, the fastest of `impls` that is qualified on a GPU, up to that head dim), rising; () where none is."""
     gpu = gpu_name(index)
@@ -72,3 +71,7 @@ def fastest(impls: tuple[str, ...], index: int | None) -> tuple[tuple[int, str],
     speeds = {impl: {int(dim): speed for dim, speed in run[SPEED].items()} for impl, run in runs.items()}
     dims = sorted({dim for by_dim in speeds.values() for dim in by_dim})
     return tuple((dim, max(speeds, key=lambda impl: speeds[impl].get(dim, 0.0))) for dim in dims)
+
+
+# What torch.compiler.assume_constant_result sets (and loads the compiler for): a compiled call asks once.
+fastest._dynamo_marked_constant = True  # type: ignore[attr-defined]

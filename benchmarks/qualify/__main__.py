@@ -11,6 +11,7 @@ Exits with 0 where every part that ran passed, 1 where one failed, 2 where somet
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -23,6 +24,9 @@ def main() -> int:
     if given.dry_run:
         # Triton reads it when it is imported, which torch may do.
         os.environ["TRITON_INTERPRET"] = "1"
+    if importlib.util.find_spec("torch") is None:
+        print(f"qualify: it takes torch, which {sys.executable} does not have: make qualify PYTHON=...")
+        return 2
     from benchmarks.qualify.parts import qualify
 
     return qualify(given.parts, dry=given.dry_run, results=given.results, seconds=given.seconds)
