@@ -9,7 +9,7 @@ alone, and the sequences are merged one after another in their order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,10 @@ _KNOWN_ORDER = {name: place for place, name in enumerate((*STATISTIC_NAMES, *_DE
 # How many float64 values are reduced at once: what stays in a CPU's cache, and few launches on a GPU.
 _CHUNK = {"cpu": 1 << 18}
 _CHUNK_ELSEWHERE = 1 << 24
+
+
+Observer = Callable[[str, Mapping[str, Tensor], dict[str, Tensor]], None]
+"""Told of (module, values, rows that count per statistic) as they are given to `Accumulator.add`."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Accumulator:
 
     def __init__(self, histogram: bool = False) -> None:
         self.histogram = histogram
+        self.observer: Observer | None = None  # told of everything that is added
         self._moments: dict[str, dict[str, dict[str, Moments]]] = {}  # module -> group -> statistic
         self._heads: dict[str, int] = {}
 
@@ -115,6 +120,9 @@ class Accumulator:
             raise ValueError(f"values: {module} had {self._heads[module]} heads before, got {heads.total}")
         if not heads.numbers:
             return
+        if self.observer is not None:
+            by_name = dict.fromkeys(values, counted) if isinstance(counted, Tensor) else dict(counted)
+            self.observer(module, values, by_name)
         members = _members(groups)
         by_length: dict[int, list[str]] = {}
         for name, value in values.items():
@@ -339,7 +347,7 @@ def _count_bins(state: Moments, values_BHN: Tensor, counts_BHN: Tensor, heads: H
     total, bins = state.bins.shape
     index = histogram.bin_index(values_BHN, signed)
     first = torch.arange(total, device=index.device) * bins
-    index += pick(first, list(heads.numbers), 0)[:, None]
+    index += (first if len(heads.numbers) == total else pick(first, list(heads.numbers), 0))[:, None]
     state.bins.view(-1).scatter_add_(0, index.flatten(), counts_BHN.flatten().to(torch.int64))
 
 

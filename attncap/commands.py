@@ -1,25 +1,36 @@
-"""What the command `attncap` understands: scan, report, demo, doctor."""
+"""What the command `attncap` understands: scan, status, report, compare, demo, doctor."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import attncap
+from attncap.claims import find_place
 from attncap.corpus import CorpusOptions
 from attncap.models import BUILTIN_MINILM, DTYPES
+from attncap.options import ScanOptions
 from attncap.plan import DEFAULT_TAGS, TAG_NAMES
 from attncap.progress import plural, progress_for
-from attncap.scan import DEFAULT_SPEC, ScanOptions, scan
+from attncap.scan import DEFAULT_SPEC, scan
 from attncap.store import Run
+from attncap.tables import KINDS
 from attncap.types import AttncapError, StatSpec
+from attncap.workers import print_status, read_status
 
 DEMO_DOCUMENTS = 600
 
-EXIT_CODES = "Exit codes: 0 done, 1 it failed, 2 an argument or the input is wrong, 130 interrupted."
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 it failed, 2 an argument or the input is wrong, 3 not finished (status), 130 interrupted."
+)
 
 app = typer.Typer(
     name="attncap",
@@ -77,7 +88,7 @@ def scan_command(
         list[str],
         typer.Argument(
             metavar="CORPUS...",
-            help=".txt, .jsonl, .csv, .tsv, .parquet files, folders, globs, dataset ids or builtin:docstrings.",
+            help=".txt, .jsonl, .csv, .tsv, .parquet files, images, folders, globs, datasets or builtin:docstrings.",
         ),
     ],
     output: RunFolderOption,
@@ -99,15 +110,29 @@ def scan_command(
         typer.Option(help=f"Out of {', '.join(TAG_NAMES)}; or off.", show_default=",".join(DEFAULT_TAGS)),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Read no more than this many documents.")] = None,
-    text_column: Annotated[str, typer.Option(help="Column or key that holds the text.")] = "text",
+    text_column: Annotated[str, typer.Option(help="Column or key that holds the text, token ids or image.")] = "text",
     txt_documents: Annotated[
         str, typer.Option(help="A document of a .txt file is a paragraph or a file.")
     ] = "paragraph",
     on_error: Annotated[
-        str, typer.Option(help="At a document that cannot be read: stop, or skip and count it.")
-    ] = "stop",
+        str, typer.Option(help="At a document that cannot be read: skip and count it, or stop.")
+    ] = "skip",
+    group_by: Annotated[
+        str | None, typer.Option(help="Column that names each document's group; folder for files without columns.")
+    ] = None,
+    keep: Annotated[
+        str,
+        typer.Option(help=f"Tables of single documents to write: {' or '.join(KINDS)} (with --limit); or off."),
+    ] = "off",
     max_tokens: Annotated[int | None, typer.Option(help="Cut documents there; default: where the model must.")] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens computed at once; default: by device.")] = None,
+    model_option: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE for Transformers' from_pretrained, e.g. device_map=auto; JSON or a word."),
+    ] = None,
+    shard_characters: Annotated[
+        int | None, typer.Option(help="Length of a shard, which is what a kill costs; default: by device.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
     workers: Annotated[
@@ -116,7 +141,8 @@ def scan_command(
 ) -> None:
     """Capture the statistics of every attention head of MODEL over CORPUS into a run folder.
 
-    The same command again goes on where an earlier one was stopped.
+    The same command again goes on where an earlier one was stopped. Started by torchrun or srun, any number of workers
+    share the run: torchrun --nproc-per-node 8 -m attncap scan ...
     """
     try:
         spec = StatSpec(
@@ -130,17 +156,39 @@ def scan_command(
             collision=collision,
             received=received,
         )
-        corpus_options = CorpusOptions(text_column, txt_documents, on_error, limit)
+        corpus_options = CorpusOptions(text_column, txt_documents, on_error, limit, group_by)
         options = ScanOptions(
-            None if tags is None else tuple(_listed(tags)), max_tokens, batch_tokens, dtype, device, workers
+            tags=None if tags is None else tuple(_listed(tags)),
+            max_tokens=max_tokens,
+            batch_tokens=batch_tokens,
+            dtype=dtype,
+            device=device,
+            workers=workers,
+            keep=tuple(_listed(keep)),
+            shard_characters=shard_characters,
+            model=dict(_model_option(option) for option in model_option or ()),
         )
     except UsageError:
         raise
     except (TypeError, ValueError) as error:
         raise UsageError(_as_typed(str(error))) from error
     finished = _scan(model, corpus, output, spec, corpus_options, options)
-    _summary(finished)
-    typer.echo(f"See it: attncap report {output}")
+    if find_place().rank == 0:
+        _summary(finished)
+        typer.echo(f"See it: attncap report {output}")
+
+
+@app.command("status")
+def status_command(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, finished or not.")],
+) -> int:
+    """Say how far RUN is, who is at work on it, how fast, and what was left out.
+
+    Exits with 0 where it is finished, with 3 where not.
+    """
+    status = read_status(run_folder)
+    print_status(status, typer.echo)
+    return 0 if status.complete else 3
 
 
 @app.command("report")
@@ -153,6 +201,41 @@ def report_command(
 
     print_highlights(run_folder)
     typer.echo(f"Report: {write_report(run_folder, output or run_folder / 'report.html')}")
+
+
+@app.command("compare")
+def compare_command(
+    run_a: Annotated[Path, typer.Argument(metavar="A", help="Folder of a finished run.")],
+    run_b: Annotated[Path, typer.Argument(metavar="B", help="Another, or the same with two groups.")],
+    group: Annotated[
+        str | None, typer.Option(help="Only documents of this group; X,Y for group X of A and group Y of B.")
+    ] = None,
+    stat: Annotated[str | None, typer.Option(help="Statistics, with commas between; default: all.")] = None,
+    permutations: Annotated[int, typer.Option(help="How often documents are exchanged.", min=1)] = 2000,
+    level: Annotated[float, typer.Option(help="Heads are shown whose corrected p is at most this.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Of the exchanges.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write all heads there: .parquet or .csv.")
+    ] = None,
+) -> None:
+    """Say which heads differ between two runs or groups: effect sizes, permutation tests, corrected for all heads.
+
+    Both runs need scan --keep sequences for the tests.
+    """
+    from attncap.analysis.compare import compare
+    from attncap.report.comparison import print_comparison, write_comparison
+
+    groups = [None, None] if group is None else (_listed(group) * 2)[:2]
+    stats = None if stat is None else _listed(stat)
+    if output is not None and output.suffix not in (".parquet", ".csv"):
+        raise UsageError(f"--output: expected a file that ends in .parquet or .csv, got {output}")
+    found = compare(
+        run_a, run_b, group_a=groups[0], group_b=groups[1], stats=stats, permutations=permutations, seed=seed
+    )
+    print_comparison(found, level)
+    if output is not None:
+        write_comparison(found, output)
+        typer.echo(f"All heads: {output}")
 
 
 @app.command("demo")
@@ -194,14 +277,34 @@ def _scan(
     corpus_options: CorpusOptions,
     options: ScanOptions,
 ) -> Run:
-    with progress_for(sys.stderr) as progress:
+    place = find_place()
+    with progress_for(sys.stderr, f"worker {place.rank} of {place.size}" if place.launched else "") as progress:
         try:
-            return scan(
-                model, corpus, output, spec=spec, corpus_options=corpus_options, options=options, progress=progress
-            )
+            with _termination_interrupts():
+                return scan(
+                    model, corpus, output, spec=spec, corpus_options=corpus_options, options=options, progress=progress
+                )
         except KeyboardInterrupt:
             progress.message(f"{output}: stopped; finished shards are kept, the same command goes on from there")
             raise
+
+
+@contextlib.contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """What launchers and batch systems send to end a process ends the step in progress first, as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _summary(finished: Run) -> None:
@@ -224,6 +327,16 @@ def _as_typed(message: str) -> str:
     name, colon, rest = message.partition(":")
     name = name.removeprefix("StatSpec.")
     return f"--{name.replace('_', '-')}:{rest}" if colon and name.isidentifier() else message
+
+
+def _model_option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise UsageError(f"--model-option: expected NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _offsets(text: str) -> tuple[int, ...]:

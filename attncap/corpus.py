@@ -1,4 +1,4 @@
-"""Text corpora: what to read, document by document, without ever holding more than one shard of it.
+"""Corpora: what to read, document by document, without ever holding more than one shard of it.
 
 A corpus is read twice: once to count it and take its fingerprint (`survey`), once for the documents (`shards`).
 What is kept in between is one digest per shard.
@@ -9,14 +9,15 @@ from __future__ import annotations
 import glob
 import hashlib
 import importlib.util
+import json
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from attncap import corpus_readers
-from attncap.corpus_readers import CorpusError, Fault, ReadOptions
+from attncap.corpus_readers import ALL_GROUP, DATASET_PREFIX, Content, CorpusError, Document, Fault, ReadOptions
 from attncap.types import MissingExtraError
 
 __all__ = ["Corpus", "CorpusError", "CorpusOptions", "Shard", "ShardSize", "Survey"]
@@ -24,6 +25,10 @@ __all__ = ["Corpus", "CorpusError", "CorpusOptions", "Shard", "ShardSize", "Surv
 BUILTIN_DOCSTRINGS = "builtin:docstrings"
 _DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.\[\]%-]+)?")
 _FAULTS_KEPT = 10
+_CHARACTERS_OF_A_TOKEN = 4
+_CHARACTERS_OF_AN_IMAGE = 1024
+MOST_GROUPS = 256
+"""Each group takes the memory of a whole summary."""
 _FILES = frozenset(corpus_readers.KIND_OF_SUFFIX.values())
 
 
@@ -36,16 +41,20 @@ class CorpusOptions:
     """How a corpus is read.
 
     Attributes:
-        text_column: column or key that holds the text in .jsonl, .csv, .tsv, .parquet and datasets.
+        text_column: column or key that holds the text in .jsonl, .csv, .tsv, .parquet and datasets; or token ids (a
+            list of whole numbers, taken as they are), or images (the bytes of a file).
         txt_documents: a document of a .txt file is a "paragraph" (between blank lines) or the whole "file".
-        on_error: at a document that cannot be read, "stop" or "skip" and count it.
+        on_error: at a document that cannot be read, "skip" and count it, or "stop".
         limit: read no more than this many documents; None = all.
+        group_by: column whose value is the group of a document; "folder" for the name of the folder of files without
+            columns; None = one group.
     """
 
     text_column: str = "text"
     txt_documents: str = "paragraph"
-    on_error: str = "stop"
+    on_error: str = "skip"
     limit: int | None = None
+    group_by: str | None = None
 
     def __post_init__(self) -> None:
         if self.txt_documents not in ("paragraph", "file"):
@@ -79,6 +88,7 @@ class Survey:
         fingerprint: sha256 of the documents in order, and of the options they were read with.
         shard_digests: sha256 of each shard's documents.
         shard_documents: how many documents each shard has.
+        groups: how many documents each group has, by name.
         faults: the first messages about failed documents.
     """
 
@@ -88,15 +98,34 @@ class Survey:
     fingerprint: str
     shard_digests: tuple[bytes, ...]
     shard_documents: tuple[int, ...]
+    groups: dict[str, int]
     faults: tuple[str, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """Everything, in a form that `from_bytes` reads."""
+        fields = {**asdict(self), "shard_digests": [digest.hex() for digest in self.shard_digests]}
+        return json.dumps(fields).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Survey:
+        """What `to_bytes` wrote."""
+        fields = json.loads(data)
+        fields["shard_digests"] = tuple(bytes.fromhex(digest) for digest in fields["shard_digests"])
+        return cls(**{**fields, **{name: tuple(fields[name]) for name in ("shard_documents", "faults")}})
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Consecutive documents of the corpus; `index` counts from 0."""
+    """Consecutive documents of the corpus, the `first` of them by its number; both count from 0."""
 
     index: int
-    texts: list[str]
+    first: int
+    documents: list[Document]
+
+    @property
+    def texts(self) -> list[Content]:
+        """Contents of the documents."""
+        return [document.content for document in self.documents]
 
 
 @dataclass
@@ -112,8 +141,9 @@ class Corpus:
     A file that is named several times is read once.
 
     Args:
-        sources: files (.txt, .jsonl, .csv, .tsv, .parquet), folders, globs, ids of Hugging Face datasets
-            (``name`` or ``name:split``), or ``builtin:docstrings``.
+        sources: files (.txt, .jsonl, .csv, .tsv, .parquet, images), folders, globs, Hugging Face datasets (an id,
+            ``name`` or ``name:split``, a folder that `save_to_disk` wrote, or anything that `load_dataset` takes
+            behind ``dataset:``), or ``builtin:docstrings``.
         options: how they are read.
 
     Raises:
@@ -142,10 +172,17 @@ class Corpus:
         whole = hashlib.sha256(repr(sorted(asdict(self.options).items())).encode())
         digests: list[bytes] = []
         numbers: list[int] = []
-        for texts in _cut(self._documents(tally), size):
-            digests.append(_digest(texts))
-            numbers.append(len(texts))
+        groups: dict[str, int] = {}
+        for documents in _cut(self._documents(tally), size):
+            digests.append(_digest(documents))
+            numbers.append(len(documents))
             whole.update(digests[-1])
+            for document in documents:
+                groups[document.group] = groups.get(document.group, 0) + 1
+            if len(groups) > MOST_GROUPS:
+                raise CorpusError(
+                    f"--group-by {self.options.group_by}: more than {MOST_GROUPS} groups, as {document.group!r}"
+                )
         if not numbers:
             raise CorpusError(self._emptiness(tally))
         return Survey(
@@ -155,27 +192,54 @@ class Corpus:
             fingerprint=whole.hexdigest(),
             shard_digests=tuple(digests),
             shard_documents=tuple(numbers),
+            groups=dict(sorted(groups.items())),
             faults=tuple(tally.faults),
         )
 
-    def shards(self, survey: Survey, size: ShardSize = ShardSize(), skip: Collection[int] = ()) -> Iterator[Shard]:
-        """The shards that are not in `skip`, each checked against the survey, which was of the same size.
+    def shards(
+        self,
+        survey: Survey,
+        size: ShardSize = ShardSize(),
+        wanted: Collection[int] | None = None,
+        take: Callable[[int], bool] = lambda shard: True,
+    ) -> Iterator[Shard]:
+        """Shards of the corpus in order, each checked against the survey, which was of the same size.
+
+        Args:
+            wanted: numbers of shards; None = all.
+            take: asked when the shard has been read; a shard is left out where it says no.
 
         Raises:
             CorpusError: the corpus is not what it was when it was surveyed.
         """
-        left = {index for index in range(len(survey.shard_digests)) if index not in skip}
-        for index, texts in enumerate(_cut(self._documents(_Tally()), size)):
+        left = set(range(len(survey.shard_digests)) if wanted is None else wanted)
+        first = 0
+        for index, documents in enumerate(_cut(self._documents(_Tally()), size)):
             if not left:
                 return
             if index in left:
-                yield self._checked(Shard(index, texts), survey)
                 left.remove(index)
+                if take(index):
+                    yield self._checked(Shard(index, first, documents), survey)
+            first += len(documents)
         if left:
             raise self._changed()
 
+    def state(self) -> str | None:
+        """Digest of the files' names, sizes and times of change and of the options; None where not all are files.
+
+        Equal states are one corpus to read; the times are compared with each other, never with a clock.
+        """
+        digest = hashlib.sha256(repr(sorted(asdict(self.options).items())).encode())
+        for kind, place in self._inputs:
+            if kind not in _FILES:
+                return None
+            file = os.stat(place)
+            digest.update(f"{kind} {os.path.realpath(place)} {file.st_size} {file.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
     def _checked(self, shard: Shard, survey: Survey) -> Shard:
-        if _digest(shard.texts) != survey.shard_digests[shard.index]:
+        if _digest(shard.documents) != survey.shard_digests[shard.index]:
             raise self._changed()
         return shard
 
@@ -185,17 +249,19 @@ class Corpus:
             "put it back and give the same command again, or scan it into another folder"
         )
 
-    def _documents(self, tally: _Tally) -> Iterator[str]:
+    def _documents(self, tally: _Tally) -> Iterator[Document]:
         """Documents with text; the empty and the failed go to the tally."""
         count = 0
         for document in self._read():
             if isinstance(document, Fault):
                 if self.options.on_error == "stop":
-                    raise CorpusError(f"{document.message}; --on-error skip leaves such documents out and counts them")
-                tally.failed += 1
+                    raise CorpusError(
+                        f"{document.message}; without --on-error stop such documents are left out and counted"
+                    )
+                tally.failed += document.documents
                 if len(tally.faults) < _FAULTS_KEPT:
                     tally.faults.append(document.message)
-            elif not document.strip():
+            elif not (document.content.strip() if isinstance(document.content, str) else document.content):
                 tally.empty += 1
             else:
                 yield document
@@ -203,8 +269,9 @@ class Corpus:
                 if count == self.options.limit:
                     return
 
-    def _read(self) -> Iterator[str | Fault]:
-        options = ReadOptions(self.options.text_column, self.options.txt_documents == "file")
+    def _read(self) -> Iterator[Document | Fault]:
+        whole_files = self.options.txt_documents == "file"
+        options = ReadOptions(self.options.text_column, whole_files, self.options.group_by)
         for kind, place in self._inputs:
             yield from corpus_readers.READERS[kind](place, options)
 
@@ -217,26 +284,38 @@ class Corpus:
         return message
 
 
-def _cut(documents: Iterator[str], size: ShardSize) -> Iterator[list[str]]:
-    texts: list[str] = []
+def _cut(documents: Iterator[Document], size: ShardSize) -> Iterator[list[Document]]:
+    shard: list[Document] = []
     characters = 0
-    for text in documents:
-        texts.append(text)
-        characters += min(len(text), size.longest)
-        if len(texts) >= size.documents or characters >= size.characters:
-            yield texts
-            texts, characters = [], 0
-    if texts:
-        yield texts
+    for document in documents:
+        shard.append(document)
+        characters += min(_characters(document.content), size.longest)
+        if len(shard) >= size.documents or characters >= size.characters:
+            yield shard
+            shard, characters = [], 0
+    if shard:
+        yield shard
 
 
-def _digest(texts: Sequence[str]) -> bytes:
+def _characters(content: Content) -> int:
+    """Length of a text, or of one that would be about as much work."""
+    if isinstance(content, str):
+        return len(content)
+    return _CHARACTERS_OF_AN_IMAGE if isinstance(content, bytes) else _CHARACTERS_OF_A_TOKEN * len(content)
+
+
+def _digest(documents: Sequence[Document]) -> bytes:
     """sha256 of documents; the length of each goes first, so that no two lists run into the same bytes."""
     digest = hashlib.sha256()
-    for text in texts:
-        data = text.encode()
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
+    for document in documents:
+        content = document.content
+        if isinstance(content, tuple):
+            digest.update(b"token ids")
+            content = b"".join(token.to_bytes(4, "little") for token in content)
+        for part in (content,) if document.group == ALL_GROUP else (content, document.group):
+            data = part.encode() if isinstance(part, str) else part
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
     return digest.digest()
 
 
@@ -247,13 +326,15 @@ def _resolve(source: str) -> list[tuple[str, str]]:
         return [("docstrings", source)]
     if source.startswith("builtin:"):
         raise CorpusError(f"CORPUS: no built-in corpus {source!r}; there is {BUILTIN_DOCSTRINGS}")
+    if source.startswith(DATASET_PREFIX) or corpus_readers.is_saved_dataset(path):
+        return [_dataset(source)]
     if path.is_dir():
         return _files(source, _walk(path))
     if path.exists():
         return _files(source, [path])
     if glob.has_magic(source):
         matches = sorted(Path(match) for match in glob.glob(source, recursive=True))
-        return _files(source, [match for match in matches if match.is_file()])
+        return _files(source, _one_sort([match for match in matches if match.is_file()]))
     return [_dataset(source)]
 
 
@@ -266,7 +347,13 @@ def _walk(folder: Path) -> list[Path]:
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
     ]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    return _one_sort(sorted(found, key=lambda path: path.relative_to(folder).as_posix()))
+
+
+def _one_sort(paths: Sequence[Path]) -> list[Path]:
+    """The files, less images where there are others: a text that has pictures is a text."""
+    others = [path for path in paths if corpus_readers.KIND_OF_SUFFIX.get(path.suffix.lower()) != "image"]
+    return others or list(paths)
 
 
 def _files(source: str, paths: Sequence[Path]) -> list[tuple[str, str]]:
@@ -282,7 +369,8 @@ def _files(source: str, paths: Sequence[Path]) -> list[tuple[str, str]]:
 
 
 def _dataset(source: str) -> tuple[str, str]:
-    if Path(source).suffix.lower() in corpus_readers.KIND_OF_SUFFIX or not _DATASET_ID.fullmatch(source):
+    is_id = Path(source).suffix.lower() not in corpus_readers.KIND_OF_SUFFIX and _DATASET_ID.fullmatch(source)
+    if not is_id and not source.startswith(DATASET_PREFIX) and not Path(source).is_dir():
         raise CorpusError(f"{source}: no such file or folder")
     if importlib.util.find_spec("datasets") is None:
         raise MissingDatasetsError(

@@ -1,4 +1,4 @@
-"""Readers: one generator per kind of source, each giving documents in order and a Fault where one cannot be read."""
+"""Readers: one generator per kind of source, giving its documents in order and a Fault where one cannot be read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import csv
 import functools
 import hashlib
+import io
 import json
 import sys
 import sysconfig
@@ -20,6 +21,9 @@ from attncap.types import AttncapError
 
 _BOM = b"\xef\xbb\xbf"
 _PARQUET_ROWS = 1024
+ALL_GROUP = "all"
+BY_FOLDER = "folder"
+DATASET_PREFIX = "dataset:"
 _LONGEST_FIELD = 2**31 - 1
 
 # One-line docstrings say little about attention; what remains are some hundreds of paragraphs of English and code.
@@ -30,30 +34,50 @@ _OPTIONAL_MODULES = frozenset(
 )
 
 
+Content = str | tuple[int, ...] | bytes
+"""Text, token ids, or the file of an image."""
+
+
 class CorpusError(AttncapError, ValueError):
     """A corpus cannot be read; the message names the file and the place in it."""
 
 
 @dataclass(frozen=True)
+class Document:
+    """What a model reads at once, and the group whose statistics it counts for."""
+
+    content: Content
+    group: str = ALL_GROUP
+
+
+@dataclass(frozen=True)
 class Fault:
-    """A document that cannot be read, and why."""
+    """Documents that cannot be read, mostly one, and why."""
 
     message: str
+    documents: int = 1
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Column that holds the text; whether a .txt file is one document."""
+    """Column that holds the content; whether a .txt file is one document; column that names the group, if any."""
 
     text_column: str
     whole_files: bool
+    group_by: str | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        return [self.text_column] if self.group_by is None else [self.text_column, self.group_by]
 
 
-def read_txt(place: str, options: ReadOptions) -> Iterator[str | Fault]:
+def read_txt(place: str, options: ReadOptions) -> Iterator[Document | Fault]:
     """Paragraphs between blank lines, or the whole file."""
+    group = _group_of_file(place, options)
     with open(place, "rb") as handle:
         if options.whole_files:
-            yield _decode(place, handle.read().removeprefix(_BOM), 1, 0)
+            yield _decode(place, handle.read().removeprefix(_BOM), 1, 0, group)
             return
         lines: list[bytes] = []
         start_line, start_byte, position = 1, 0, 0
@@ -63,22 +87,22 @@ def read_txt(place: str, options: ReadOptions) -> Iterator[str | Fault]:
                     start_line, start_byte = number, position
                 lines.append(line)
             elif lines:
-                yield _decode(place, b"".join(lines), start_line, start_byte)
+                yield _decode(place, b"".join(lines), start_line, start_byte, group)
                 lines = []
             position += len(line)
         if lines:
-            yield _decode(place, b"".join(lines), start_line, start_byte)
+            yield _decode(place, b"".join(lines), start_line, start_byte, group)
 
 
-def read_jsonl(place: str, options: ReadOptions) -> Iterator[str | Fault]:
+def read_jsonl(place: str, options: ReadOptions) -> Iterator[Document | Fault]:
     """One JSON object a line; lines without anything on them are no documents."""
     with open(place, "rb") as handle:
         for number, line in enumerate(_lines(handle), start=1):
             if line.strip():
-                yield _from_json(f"{place}:{number}", line, options.text_column)
+                yield _from_json(f"{place}:{number}", line, options)
 
 
-def read_csv(place: str, options: ReadOptions) -> Iterator[str | Fault]:
+def read_csv(place: str, options: ReadOptions) -> Iterator[Document | Fault]:
     """Comma-separated values (tab-separated in .tsv) with the names of the columns in the first row."""
     csv.field_size_limit(_LONGEST_FIELD)
     separator = "\t" if place.lower().endswith(".tsv") else ","
@@ -93,7 +117,7 @@ def read_csv(place: str, options: ReadOptions) -> Iterator[str | Fault]:
             return
         except csv.Error as error:
             raise CorpusError(f"{place}:1: not a row of names of columns ({error})") from error
-        column = _column(place, header, options.text_column)
+        columns = [_column(place, header, name) for name in options.columns]
         while True:
             try:
                 row = next(rows)
@@ -103,11 +127,11 @@ def read_csv(place: str, options: ReadOptions) -> Iterator[str | Fault]:
                 yield Fault(f"{place}:{rows.line_num}: broken row ({error})")
                 continue
             if row:
-                yield _from_row(f"{place}:{rows.line_num}", row, len(header), column)
+                yield _from_row(f"{place}:{rows.line_num}", row, len(header), columns, options)
 
 
-def read_parquet(place: str, options: ReadOptions) -> Iterator[str | Fault]:
-    """A column of a Parquet file, a batch of rows at a time."""
+def read_parquet(place: str, options: ReadOptions) -> Iterator[Document | Fault]:
+    """Columns of a Parquet file, row group by row group; a damaged one is left out, the others are read."""
     parquet, pyarrow = require("pyarrow.parquet", "scan"), require("pyarrow", "scan")
 
     try:
@@ -117,41 +141,78 @@ def read_parquet(place: str, options: ReadOptions) -> Iterator[str | Fault]:
         yield Fault(f"{place}: not a Parquet file that can be read ({_first_line(error)})")
         return
     with file:
-        _column(place, file.schema_arrow.names, options.text_column)
-        number = 0
-        batches = file.iter_batches(batch_size=_PARQUET_ROWS, columns=[options.text_column], use_threads=False)
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except (pyarrow.ArrowException, OSError) as error:
-                yield Fault(f"{place}: damaged after row {number} ({_first_line(error)})")
-                return
-            for scalar in batch.column(0):
-                number += 1
-                yield _from_scalar(f"{place}: row {number}", scalar, options.text_column)
+        for name in options.columns:
+            _column(place, file.schema_arrow.names, name)
+        first = 1
+        for group in range(file.metadata.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            yield from _row_group(place, file, group, range(first, first + rows), options)
+            first += rows
 
 
-def read_dataset(place: str, options: ReadOptions) -> Iterator[str | Fault]:
-    """A Hugging Face dataset, streamed; ``name:split`` chooses the split, which is train otherwise."""
-    datasets = require("datasets", "datasets")
-    name, _, split = place.partition(":")
+def _row_group(place: str, file: Any, group: int, rows: range, options: ReadOptions) -> Iterator[Document | Fault]:
+    """The documents of one row group, whose rows have these numbers in the file."""
+    pyarrow, number = require("pyarrow", "scan"), rows.start
     try:
-        rows = datasets.load_dataset(name, split=split or "train", streaming=True)
+        batches = file.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=options.columns, use_threads=False)
+        for batch in batches:
+            # By name: a file has its columns in an order of its own.
+            for scalars in zip(*(batch.column(name) for name in options.columns), strict=True):
+                yield _from_scalars(f"{place}: row {number}", scalars, options)
+                number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        lost = f"rows {number} to {rows.stop - 1}"
+        yield Fault(f"{place}: {lost} are damaged ({_first_line(error)})", documents=rows.stop - number)
+
+
+def read_dataset(place: str, options: ReadOptions) -> Iterator[Document | Fault]:
+    """A Hugging Face dataset, streamed; ``name:split`` chooses the split, which is train otherwise.
+
+    A name that is a folder is one that `save_to_disk` wrote, or one that the library's builders understand.
+    """
+    datasets = require("datasets", "datasets")
+    name, _, split = place.removeprefix(DATASET_PREFIX).partition(":")
+    try:
+        if is_saved_dataset(Path(name)):
+            rows = datasets.load_from_disk(name)
+            rows = rows[split or "train"] if hasattr(rows, "keys") else rows
+        else:
+            rows = datasets.load_dataset(name, split=split or "train", streaming=True)
     except Exception as error:  # the library raises its own, the network's and the file system's
         raise CorpusError(f"{place}: cannot be loaded as a dataset ({_first_line(error)})") from error
-    for number, row in enumerate(rows, start=1):
-        yield _from_mapping(f"{place}: row {number}", row, options.text_column)
+    records, number = iter(rows), 0
+    while True:
+        try:
+            record = next(records)
+        except StopIteration:
+            return
+        except Exception as error:
+            yield Fault(f"{place}: damaged after row {number} ({_first_line(error)})")
+            return
+        number += 1
+        yield _from_mapping(f"{place}: row {number}", record, options)
 
 
-def read_docstrings(place: str, options: ReadOptions) -> Iterator[str | Fault]:
+def read_image(place: str, options: ReadOptions) -> Iterator[Document | Fault]:
+    """A file that is one image."""
+    yield Document(Path(place).read_bytes(), _group_of_file(place, options))
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether a folder is one that the `save_to_disk` of the library datasets wrote."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def read_docstrings(place: str, options: ReadOptions) -> Iterator[Document | Fault]:
     """Documentation strings of Python's standard library, of 400 characters or more.
 
     Taken from the sources, no module is imported. The order is that of a digest of their names: any first part of it
     is a fair sample.
     """
-    yield from _standard_library_docstrings()
+    if options.group_by is not None:
+        raise CorpusError(f"{place}: has no columns, so there is nothing to --group-by")
+    for text in _standard_library_docstrings():
+        yield Document(text)
 
 
 @functools.cache
@@ -191,17 +252,26 @@ def _lines(handle: BinaryIO) -> Iterator[bytes]:
         yield line.removeprefix(_BOM) if number == 0 else line
 
 
-def _decode(place: str, data: bytes, line: int, byte: int) -> str | Fault:
+def _group_of_file(place: str, options: ReadOptions) -> str:
+    """The group of a file that has no columns: its folder's name, where that is asked for."""
+    if options.group_by is None:
+        return ALL_GROUP
+    if options.group_by != BY_FOLDER:
+        raise CorpusError(f"{place}: has no columns; --group-by {BY_FOLDER} takes the names of the files' folders")
+    return Path(place).resolve().parent.name
+
+
+def _decode(place: str, data: bytes, line: int, byte: int, group: str) -> Document | Fault:
     """Text of a .txt document that begins at that line and byte of its file."""
     try:
-        return data.decode("utf-8").replace("\r\n", "\n").strip("\n")
+        return Document(data.decode("utf-8").replace("\r\n", "\n").strip("\n"), group)
     except UnicodeDecodeError as error:
         at_line = line + data[: error.start].count(b"\n")
         wrong = data[error.start]
         return Fault(f"{place}:{at_line}: not UTF-8 (byte {byte + error.start} of the file is 0x{wrong:02x})")
 
 
-def _from_json(where: str, line: bytes, column: str) -> str | Fault:
+def _from_json(where: str, line: bytes, options: ReadOptions) -> Document | Fault:
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -209,39 +279,62 @@ def _from_json(where: str, line: bytes, column: str) -> str | Fault:
     except (ValueError, RecursionError) as error:
         return Fault(f"{where}: not JSON ({error})")
     if not isinstance(record, dict):
-        return Fault(f"{where}: expected a JSON object with the key {column!r}, got {type(record).__name__}")
-    return _from_mapping(where, record, column)
+        expected = f"a JSON object with the key {options.text_column!r}"
+        return Fault(f"{where}: expected {expected}, got {type(record).__name__}")
+    return _from_mapping(where, record, options)
 
 
-def _from_mapping(where: str, record: Any, column: str) -> str | Fault:
-    if column not in record:
-        names = ", ".join(repr(name) for name in record) or "none"
-        return Fault(f"{where}: no column {column!r}; there is {names} (choose with --text-column)")
-    return _checked(where, record[column], column)
+def _from_mapping(where: str, record: Any, options: ReadOptions) -> Document | Fault:
+    for column in options.columns:
+        if column not in record:
+            names = ", ".join(repr(name) for name in record) or "none"
+            return Fault(f"{where}: no column {column!r}; there is {names} ({_chosen_with(column, options)})")
+    return _document(where, [record[column] for column in options.columns], options)
 
 
-def _from_row(where: str, row: list[str], expected: int, column: int) -> str | Fault:
+def _from_row(where: str, row: list[str], expected: int, columns: list[int], options: ReadOptions) -> Document | Fault:
     if len(row) != expected:
         return Fault(f"{where}: expected {expected} columns as in the first row, got {len(row)}")
     if any(_has_surrogates(value) for value in row):
         return Fault(f"{where}: not UTF-8")
-    return row[column]
+    return _document(where, [row[column] for column in columns], options)
 
 
-def _from_scalar(where: str, scalar: Any, column: str) -> str | Fault:
+def _from_scalars(where: str, scalars: Any, options: ReadOptions) -> Document | Fault:
     try:
-        value = scalar.as_py()
+        values = [scalar.as_py() for scalar in scalars]
     except UnicodeDecodeError:
         return Fault(f"{where}: not UTF-8")
-    return _checked(where, value, column)
+    return _document(where, values, options)
 
 
-def _checked(where: str, value: Any, column: str) -> str | Fault:
-    if not isinstance(value, str):
-        return Fault(f"{where}: expected text in {column!r}, got {type(value).__name__}")
-    if _has_surrogates(value):
-        return Fault(f"{where}: the text in {column!r} holds half of a character (a lone surrogate)")
-    return value
+def _document(where: str, values: list[Any], options: ReadOptions) -> Document | Fault:
+    """A document of the values of `ReadOptions.columns`."""
+    content = _content(where, values[0], options.text_column)
+    if isinstance(content, Fault) or options.group_by is None:
+        return content if isinstance(content, Fault) else Document(content)
+    group = values[1]
+    if not isinstance(group, (str, int, float)) or group == "":
+        return Fault(f"{where}: expected the name of a group in {options.group_by!r}, got {group!r}")
+    return Document(content, str(group))
+
+
+def _content(where: str, value: Any, column: str) -> Content | Fault:
+    if isinstance(value, str):
+        if _has_surrogates(value):
+            return Fault(f"{where}: the text in {column!r} holds half of a character (a lone surrogate)")
+        return value
+    if isinstance(value, list) and all(type(token) is int and 0 <= token < _LONGEST_FIELD for token in value):
+        return tuple(value)
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # an image of a dataset
+        return bytes(value["bytes"])
+    if hasattr(value, "save") and hasattr(value, "mode"):  # the same, opened by Pillow
+        file = io.BytesIO()
+        value.save(file, format="PNG")
+        return file.getvalue()
+    return Fault(f"{where}: expected text in {column!r}, got {type(value).__name__}")
 
 
 def _has_surrogates(text: str) -> bool:
@@ -250,6 +343,10 @@ def _has_surrogates(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
+
+
+def _chosen_with(column: str, options: ReadOptions) -> str:
+    return "choose with --text-column" if column == options.text_column else "choose with --group-by"
 
 
 def _column(place: str, names: list[str], wanted: str) -> int:
@@ -263,13 +360,15 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-READERS: dict[str, Callable[[str, ReadOptions], Iterator[str | Fault]]] = {
+READERS: dict[str, Callable[[str, ReadOptions], Iterator[Document | Fault]]] = {
     "txt": read_txt,
     "jsonl": read_jsonl,
     "csv": read_csv,
     "parquet": read_parquet,
     "dataset": read_dataset,
     "docstrings": read_docstrings,
+    "image": read_image,
 }
 
 KIND_OF_SUFFIX = {".txt": "txt", ".jsonl": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+KIND_OF_SUFFIX |= dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".bmp"), "image")

@@ -38,7 +38,7 @@ class ModelError(AttncapError, ValueError):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode with its tokenizer.
+    """A model in evaluation mode with its tokenizer, or its image processor.
 
     Attributes:
         name: as the user gave it.
@@ -46,6 +46,8 @@ class LoadedModel:
         layers, heads: as its configuration says.
         fingerprint: sha256 over configuration, weights and tokenizer.
         max_tokens: longest sequence it takes, special tokens included; None where nothing limits it.
+        image_processor: where it reads images; there is no tokenizer then.
+        patches: how many patches an image has, the class token included.
     """
 
     model: nn.Module
@@ -56,18 +58,42 @@ class LoadedModel:
     heads: int
     fingerprint: str
     max_tokens: int | None
+    image_processor: Any = None
+    patches: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs go."""
+        execution = getattr(getattr(self.model, "_hf_hook", None), "execution_device", None)
+        first = next(self.model.parameters()).device
+        return torch.device(execution if execution is not None and first.type == "meta" else first)
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether its parts were spread over devices, or to disk, as they were loaded."""
+        return getattr(self.model, "hf_device_map", None) is not None
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens it knows; None where that cannot be told."""
+        embeddings = self.model.get_input_embeddings()  # type: ignore[operator]
+        return embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else None
 
 
-def load_model(name: str, *, dtype: str = "auto", device: str = "cpu") -> LoadedModel:
+def load_model(
+    name: str, *, dtype: str = "auto", device: str = "cpu", options: Mapping[str, Any] | None = None
+) -> LoadedModel:
     """Load a model for scanning.
 
     Args:
         name: a folder, an id on the Hugging Face hub, or ``builtin:minilm``.
         dtype: one of `DTYPES`; "auto" is the checkpoint's own.
         device: a torch device.
+        options: further arguments of Transformers' ``from_pretrained``: ``device_map``, ``quantization_config``,
+            ``max_memory``, ``offload_folder``, ... With a ``device_map`` the parts stay where it put them.
 
     Raises:
-        ModelError: there is no such model, or it is not one that reads text.
+        ModelError: there is no such model, or it is not one that reads text or images.
         MissingExtraError: transformers, or the package of a built-in model, is not installed.
     """
     transformers = require("transformers", "scan")
@@ -78,11 +104,16 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu") -> Loaded
         if not local:
             _check_hub(name)
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=local)
-            model = transformers.AutoModel.from_pretrained(place, local_files_only=local, dtype=DTYPES[dtype])
-        except (OSError, ValueError, KeyError, ImportError) as error:
+            config = transformers.AutoConfig.from_pretrained(place, local_files_only=local)
+            reads_images = hasattr(config, "num_channels") and not hasattr(config, "vocab_size")
+            reader = transformers.AutoImageProcessor if reads_images else transformers.AutoTokenizer
+            reader = reader.from_pretrained(place, local_files_only=local)
+            model = transformers.AutoModel.from_pretrained(
+                place, local_files_only=local, dtype=DTYPES[dtype], **(options or {})
+            )
+        except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
             refuse_interrupt(error)
-            raise ModelError(f"{name}: cannot be loaded as a model of text ({_first_line(error)})") from error
+            raise ModelError(f"{name}: cannot be loaded as a model of text or images ({_first_line(error)})") from error
         except Exception as error:  # a damaged file of weights, among others, raises the library's own
             refuse_interrupt(error)
             raise ModelError(
@@ -92,18 +123,40 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "cpu") -> Loaded
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     model = model.eval().requires_grad_(False)
-    _check_tokenizer(name, tokenizer, model)
+    tokenizer = None if reads_images else reader
+    if tokenizer is not None:
+        _check_tokenizer(name, tokenizer, model)
     text_config = model.config.get_text_config()
+    placed = getattr(model, "hf_device_map", None) is not None or getattr(model, "is_quantized", False)
     return LoadedModel(
-        model=model.to(device),
+        model=model if placed else model.to(device),
         tokenizer=tokenizer,
         name=name,
         architecture=architecture,
         layers=int(getattr(text_config, "num_hidden_layers", 0)),
         heads=int(getattr(text_config, "num_attention_heads", 0)),
-        fingerprint=_fingerprint(model, tokenizer),
-        max_tokens=_max_tokens(model, tokenizer),
+        fingerprint=_fingerprint(model, reader),
+        max_tokens=None if tokenizer is None else _max_tokens(model, tokenizer),
+        image_processor=reader if reads_images else None,
+        patches=_patches(text_config) if reads_images else 0,
     )
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The torch device of a name; "auto" is a GPU where there is one, each worker of a machine on its own.
+
+    Raises:
+        ModelError: it cannot be used here.
+    """
+    if name == "auto":
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        name = f"cuda:{local_rank % gpus}" if gpus else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
+    return device
 
 
 def _place(name: str) -> tuple[str, bool]:
@@ -187,15 +240,30 @@ def _max_tokens(model: nn.Module, tokenizer: Any) -> int | None:
     return shortest if shortest < _NO_LIMIT else None
 
 
-def _fingerprint(model: nn.Module, tokenizer: Any) -> str:
+def _patches(config: Any) -> int:
+    """(image size / patch size)², and the class token; 1 where the configuration does not say."""
+    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if not isinstance(image, int) or not isinstance(patch, int):
+        return 1
+    return (image // patch) ** 2 + 1
+
+
+def _fingerprint(model: nn.Module, reader: Any) -> str:
     digest = hashlib.sha256()
     config = {name: value for name, value in model.config.to_dict().items() if not _incidental(name)}  # type: ignore[operator, union-attr]
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     state: Mapping[str, Tensor] = model.state_dict()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+        tensor = state[name].detach()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.is_meta:  # on disk until its layer runs
+            tensor = _offloaded(model, name)
+        tensor = tensor.cpu().contiguous()
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    if not hasattr(reader, "get_vocab"):
+        digest.update(json.dumps(reader.to_dict(), sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+    tokenizer = reader
     digest.update(json.dumps(sorted(tokenizer.get_vocab().items()), default=str).encode())
     digest.update(json.dumps(sorted(tokenizer.special_tokens_map.items()), default=str).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -206,6 +274,15 @@ def _fingerprint(model: nn.Module, tokenizer: Any) -> str:
         rules.pop("padding", None)
         digest.update(json.dumps(rules, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _offloaded(model: nn.Module, name: str) -> Tensor:
+    """A weight that a device map keeps on disk."""
+    module, _, parameter = name.rpartition(".")
+    hook: Any = model.get_submodule(module)._hf_hook
+    hooks = getattr(hook, "hooks", [hook])
+    weights = next(one.weights_map for one in hooks if getattr(one, "weights_map", None) is not None)
+    return torch.as_tensor(weights[parameter])
 
 
 def _incidental(name: str) -> bool:

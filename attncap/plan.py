@@ -50,6 +50,8 @@ def tag_functions(
 
 def _lacking(tag: str, tokenizer: Any) -> str | None:
     """Why a tag is not to be had with a tokenizer."""
+    if tokenizer is None:
+        return "it reads images, which have no tokens"
     if tag == "special_tokens" and not tokenizer.all_special_ids:
         return "its tokenizer has no special tokens"
     if tag == "segment" and "token_type_ids" not in tokenizer.model_input_names:
@@ -83,7 +85,9 @@ def check_capturable(loaded: LoadedModel, spec: StatSpec, functions: Mapping[str
         raise ModelError(f"{loaded.name}: cannot be scanned ({error})") from error
 
 
-def make_plan(work: Work, corpus: Corpus, survey: Survey, size: ShardSize) -> dict[str, Any]:
+def make_plan(
+    work: Work, corpus: Corpus, survey: Survey, size: ShardSize, model_options: Mapping[str, Any]
+) -> dict[str, Any]:
     """scan.json as it stands before the first shard."""
     loaded = work.loaded
     dtype = next(loaded.model.parameters()).dtype
@@ -102,6 +106,8 @@ def make_plan(work: Work, corpus: Corpus, survey: Survey, size: ShardSize) -> di
             "fingerprint": survey.fingerprint,
             "options": asdict(corpus.options),
             "documents": survey.documents,
+            "groups": survey.groups,
+            "faults": list(survey.faults),
         },
         "spec": {**asdict(work.spec), "offsets": list(work.spec.offsets)},
         "tags": list(work.tags),
@@ -112,6 +118,8 @@ def make_plan(work: Work, corpus: Corpus, survey: Survey, size: ShardSize) -> di
             "batch_tokens": work.batch_tokens,
             "dtype": str(dtype).removeprefix("torch."),
             "device": work.device.type,
+            "keep": list(work.keep),
+            "model": dict(model_options),
         },
         "versions": {
             "attncap": attncap.__version__,
@@ -133,7 +141,7 @@ def identity(scan_json: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: scan_json.get(name) for name in kept}
     for name in ("model", "corpus"):
         part = dict(scan_json.get(name) or {})
-        for incidental in ("name", "sources"):
+        for incidental in ("name", "sources", "faults"):
             part.pop(incidental, None)
         found[name] = part
     return found

@@ -20,7 +20,8 @@ class Progress:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.total = 0
-        self.documents = 0
+        self.documents = 0  # done in all
+        self.own_documents = 0  # done since the start
         self.tokens = 0
         self._begun = time.monotonic()
         self._documents_before = 0
@@ -45,15 +46,25 @@ class Progress:
         """So many more are done."""
         with self._lock:
             self.documents += documents
+            self.own_documents += documents
             self.tokens += tokens
             self._show()
+
+    def reached(self, documents: int) -> None:
+        """So many documents are done in all, those of other workers included."""
+        with self._lock:
+            self.documents = max(self.documents, documents)
 
     def _show(self) -> None:
         pass
 
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._begun
+
     def rates(self) -> tuple[float, float]:
         """(documents, tokens) per second since the start."""
-        seconds = max(time.monotonic() - self._begun, 1e-9)
+        seconds = max(self.seconds(), 1e-9)
         return (self.documents - self._documents_before) / seconds, self.tokens / seconds
 
     def seconds_left(self) -> float | None:
@@ -67,21 +78,27 @@ class Progress:
         left = self.seconds_left()
         return (
             f"{self.documents}/{plural(self.total, 'document')}, {documents:.1f} documents/s, {tokens:,.0f} tokens/s, "
-            f"{_clock(left) if left is not None else '?'} left"
+            f"{clock(left) if left is not None else '?'} left"
         )
 
 
 class LineProgress(Progress):
-    """A line every ten seconds."""
+    """A line every ten seconds.
 
-    def __init__(self, stream: TextIO) -> None:
+    Args:
+        head: what every line begins with.
+    """
+
+    def __init__(self, stream: TextIO, head: str = "") -> None:
         super().__init__()
         self._stream = stream
+        self._head = head
         self._shown = time.monotonic()
 
     def message(self, text: str) -> None:
         """See `Progress.message`."""
-        print(text, file=self._stream, flush=True)
+        self._stream.write(f"{self._head}{text}\n")  # in one piece: other workers write there too
+        self._stream.flush()
 
     def _show(self) -> None:
         if time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES:
@@ -123,9 +140,15 @@ class BarProgress(Progress):
         self._bar.update(self._task, completed=self.documents, line=self.line())
 
 
-def progress_for(stream: TextIO | None = None) -> Progress:
-    """A bar where `stream` (standard error when None) is a terminal and rich is installed; lines otherwise."""
+def progress_for(stream: TextIO | None = None, worker: str = "") -> Progress:
+    """A bar where `stream` (standard error when None) is a terminal and rich is installed; lines otherwise.
+
+    Args:
+        worker: name of this worker where there are several, whose lines begin with it.
+    """
     stream = sys.stderr if stream is None else stream
+    if worker:
+        return LineProgress(stream, f"[{worker}] ")
     if not stream.isatty():
         return LineProgress(stream)
     try:
@@ -140,7 +163,8 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """1:05, or 2:01:05."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

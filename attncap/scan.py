@@ -2,32 +2,45 @@
 
 The corpus is cut into shards of a fixed number of documents. Each shard's summary is a file; the end merges them in
 order. What a run holds therefore depends on the model, the corpus and the options, and on nothing else.
+
+Any number of workers may share a run: torchrun or Slurm starts the same command several times. Each computes its share
+of the shards, then whatever no other worker has claimed, and whoever finds all of them done merges them.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from attncap.accumulate import Accumulator
-from attncap.corpus import Corpus, CorpusOptions, ShardSize
+from attncap.claims import Claims, Place, find_place
+from attncap.corpus import Corpus, CorpusError, CorpusOptions, ShardSize, Survey
 from attncap.extras import require
-from attncap.models import DTYPES, LoadedModel, ModelError, load_model
-from attncap.plan import TAG_NAMES, check_capturable, differences, identity, make_plan, names_another, tag_functions
-from attncap.progress import Progress
+from attncap.ledger import Ledger, Merged, PartDamagedError
+from attncap.models import LoadedModel, ModelError, choose_device, load_model
+from attncap.options import ScanOptions
+from attncap.parts import Part
+from attncap.plan import check_capturable, differences, identity, make_plan, names_another, tag_functions
+from attncap.progress import Progress, plural
 from attncap.shards import ShardResult, Work, one_thread_per_operator, run_shards
-from attncap.store import Part, Run, RunDamagedError, RunError, RunFolder, RunMismatchError, read_run
+from attncap.store import Run, RunDamagedError, RunError, RunFolder, RunMismatchError, read_run
+from attncap.tables import ROWS, estimated_bytes, write_table
 from attncap.types import AttncapError, StatSpec
+from attncap.workers import WorkerNote
 
 SHARD_SIZE = ShardSize()
-"""A shard is what a kill costs at most, per worker. Part of what a run is."""
+SHARD_SIZE_ELSEWHERE = ShardSize(documents=8192, characters=2 * 1024 * 1024)
+"""A shard is what a kill costs at most, per worker: seconds of a CPU's core or a GPU. Part of what a run is."""
 
 DEFAULT_SPEC = StatSpec(offsets=(-1, 1), distance=True, collision=True, received=True)
 
@@ -36,42 +49,12 @@ _BATCH_TOKENS = {"cpu": 1024}
 _BATCH_TOKENS_ELSEWHERE = 16384
 
 _SHARDS_BETWEEN_MERGES = 16
+_TOKENS_OF_A_DOCUMENT = 2048  # for an estimate, where nothing cuts it
+_SECONDS_BETWEEN_LOOKS = 0.2  # while other workers have what is left
+
+# What is claimed: to be the one who sets a run up, to be the one who merges, and each shard.
+_SETUP, _MERGING, _FIRST_SHARD = range(3)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@dataclass(frozen=True)
-class ScanOptions:
-    """How a scan is computed.
-
-    Attributes:
-        tags: names out of `TAG_NAMES`; each is a statistic. None = those of `DEFAULT_TAGS` that the tokenizer allows.
-        max_tokens: cut documents there instead of at the model's own length, where that is longer.
-        batch_tokens: how many tokens are computed at once; None = what suits the device.
-        dtype: one of `attncap.models.DTYPES`.
-        device: a torch device; "auto" takes the GPU where there is one.
-        workers: shards computed at once; None = the CPU threads that torch has. Without influence on the result.
-    """
-
-    tags: tuple[str, ...] | None = None
-    max_tokens: int | None = None
-    batch_tokens: int | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    workers: int | None = None
-
-    def __post_init__(self) -> None:
-        tags = self.tags or ()
-        for tag in tags:
-            if tag not in TAG_NAMES:
-                raise ValueError(f"tags: expected names out of {', '.join(TAG_NAMES)}, got {tag!r}")
-            if tags.count(tag) > 1:
-                raise ValueError(f"tags: expected each name once, got {tag} {tags.count(tag)} times")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        for name, low in (("max_tokens", 3), ("batch_tokens", 1), ("workers", 1)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"{name}: expected at least {low}, got {value}")
 
 
 DEFAULT_OPTIONS = ScanOptions()
@@ -106,13 +89,18 @@ def scan(
     progress = progress or Progress()
     folder.check_usable()
     require("pyarrow", "scan")  # rather now than after the work
+    if ROWS in options.keep and corpus_options.limit is None:
+        raise ValueError("keep: rows is for single examples, so it needs a limit of documents as well")
     documents = Corpus(corpus, corpus_options)
-    device = _device(options.device)
+    place = find_place()
+    device = choose_device(options.device, place.local_rank)
     try:
-        with folder.lock():
+        with folder.lock(shared=place.launched):
             folder.check_usable()
-            loaded = load_model(model, dtype=options.dtype, device=str(device))
-            _prepare(folder, documents, loaded, spec, options, device, progress).run()
+            loaded = load_model(model, dtype=options.dtype, device=str(device), options=options.model)
+            with ExitStack() as undo:
+                claims = None if folder.is_read_only else undo.enter_context(closing(folder.claims()))
+                _prepare(folder, documents, loaded, spec, options, device, progress, place, claims).run()
     except OSError as error:
         reason, file = error.strerror or str(error), f" ({error.filename})" if error.filename else ""
         if error.errno not in _DISK_ERRORS:
@@ -128,7 +116,7 @@ def scan(
 
 
 class _Scan:
-    """One call of `scan`, once everything it needs is there and the folder is locked."""
+    """One worker's part of a scan, once everything it needs is there and the folder is locked."""
 
     def __init__(
         self,
@@ -139,157 +127,252 @@ class _Scan:
         options: ScanOptions,
         device: torch.device,
         progress: Progress,
+        place: Place,
+        claims: Claims | None,
     ) -> None:
         self._folder = folder
         self._corpus = corpus
         self._options = options
         self._progress = progress
+        self._place = place
+        self._claims = claims
         tags = tag_functions(loaded, options.tags, progress.message)
         check_capturable(loaded, spec, tags)
-        progress.message(f"reading {', '.join(corpus.sources)}")
-        self._survey = corpus.survey(SHARD_SIZE)
-        self._shards = len(self._survey.shard_digests)
-        self._total = Accumulator(histogram=True)
-        self._counts: dict[str, int] = {}
-        self._merged = 0  # shards that `_total` holds
+        device = loaded.device if options.model else device
+        self._size = SHARD_SIZE if device.type == "cpu" else SHARD_SIZE_ELSEWHERE
+        if (characters := options.shard_characters) is not None:
+            documents = max(1, characters * self._size.documents // self._size.characters)
+            self._size = replace(self._size, characters=characters, documents=documents)
         self._threads = torch.get_num_threads()
         limits = [limit for limit in (loaded.max_tokens, options.max_tokens) if limit is not None]
         batch_tokens = options.batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)
-        self._work = Work(loaded, spec, tags, min(limits, default=None), batch_tokens, device)
-        self._plan = make_plan(self._work, corpus, self._survey, SHARD_SIZE)
-        self._digest = hashlib.sha256(json.dumps(identity(self._plan), sort_keys=True).encode()).hexdigest()
+        longest, keep = min(limits, default=None), tuple(dict.fromkeys(options.keep))
+        self._work = Work(loaded, spec, tags, longest, batch_tokens, device, keep, self._leave_out)
 
     def run(self) -> None:
-        """Do what is left to do."""
+        """Do what is left to do, beside the other workers of the run if there are any."""
         with one_thread_per_operator():
-            self._run()
+            with self._alone(_SETUP):
+                if self._begin():
+                    return
+            assert self._claims is not None
+            with WorkerNote(self._folder, self._place, self._claims, self._progress) as self._note:
+                while not self._is_complete():
+                    if not self._compute() and not self._finish():
+                        time.sleep(_SECONDS_BETWEEN_LOOKS)
+            self._folder.remove_parts()  # the notes of workers that came as the run was finished
 
-    def _run(self) -> None:
-        known = self._known()
-        if known is not None:
-            self._check_same(known)
-            if self._is_finished(known):
-                return
-        if self._folder.is_read_only:
-            raise RunError(f"{self._folder.path}: may not be written; check its permissions or give another folder -o")
+    def _begin(self) -> bool:
+        """Find out what there is to do and write it down; gives whether the run is finished already."""
+        self._survey = self._look_through(self._known())
+        self._shards = len(self._survey.shard_digests)
+        self._plan = make_plan(self._work, self._corpus, self._survey, self._size, self._options.model)
+        digest = hashlib.sha256(json.dumps(identity(self._plan), sort_keys=True).encode()).hexdigest()
+        self._ledger = Ledger(self._folder, digest, self._survey.shard_digests, self._work.keep, self._progress.message)
+        with self._alone(_MERGING):  # another worker may have finished the run meanwhile
+            known = self._known()
+            self._check(known)
+            if known is not None and self._is_finished(known):
+                return True
+            if self._claims is None:
+                raise RunError(f"{self._folder.path}: may not be written; check its permissions or give another -o")
+            self._estimate()
+            self._ledger.check()
+            done = self._ledger.done()
+            self._write_scan(len(done))
+        self._say_faults()
+        if done:
+            self._progress.message(f"{self._folder.path}: going on after {len(done)} of {self._shards} shards")
+        self._keep_survey()
+        self._progress.start(self._survey.documents, self._documents_of(done))
+        return False
+
+    def _leave_out(self, fault: str) -> None:
+        """What happens at a document that the model cannot read."""
+        if self._corpus.options.on_error == "stop":
+            raise CorpusError(f"{fault}; without --on-error stop such documents are left out and counted")
+        self._progress.message(f"left out: {fault}")
+
+    def _say_faults(self) -> None:
         for message in self._survey.faults:
             self._progress.message(f"left out: {message}")
-        done = self._finished_shards()
-        self._write_scan(len(done))
-        self._progress.start(self._survey.documents, sum(self._survey.shard_documents[shard] for shard in done))
-        self._compute(done)
-        self._finish(done)
+        if self._survey.failed > len(self._survey.faults):
+            self._progress.message(f"left out in all: {plural(self._survey.failed, 'document')} that cannot be read")
+
+    def _estimate(self) -> None:
+        """Say how large the tables of single documents become, and refuse where the disk is too small for them."""
+        work, needed = self._work, 0
+        for kind in work.keep:
+            heads = work.loaded.layers * work.loaded.heads
+            longest = work.max_tokens or _TOKENS_OF_A_DOCUMENT
+            size = estimated_bytes(kind, self._survey.documents, longest, heads, work.spec, len(work.tags))
+            needed += size
+            self._progress.message(f"{self._folder.table(kind)}: about {max(1, size >> 20):,} MiB at most")
+        free = shutil.disk_usage(self._folder.path).free
+        if 2 * needed > free:  # the shards' shares, and the whole
+            raise RunError(
+                f"{self._folder.path}: --keep {','.join(work.keep)} may take {2 * needed >> 20:,} MiB while it is "
+                f"written, and {free >> 20:,} MiB are free; give --limit, or a folder elsewhere with -o"
+            )
+
+    def _look_through(self, known: Mapping[str, Any] | None) -> Survey:
+        """The survey of the corpus: an earlier one where no file has changed since, in a run that is not finished."""
+        state = self._state()
+        part = None if state is None or (known or {}).get("status") == "complete" else self._folder.read_survey(state)
+        if part is not None:
+            return Survey.from_bytes(part.payload)
+        self._progress.message(f"reading {', '.join(self._corpus.sources)}")
+        return self._corpus.survey(self._size)
+
+    def _keep_survey(self) -> None:
+        state = self._state()
+        if state is not None and self._folder.read_survey(state) is None:
+            self._folder.write_survey(Part(0, state, {}, self._survey.to_bytes()))
+
+    def _state(self) -> str | None:
+        """Of the corpus and where it is cut."""
+        state = self._corpus.state()
+        return None if state is None else f"{state} {json.dumps(asdict(self._size))}"
 
     def _known(self) -> dict[str, Any] | None:
         """scan.json; None where there is none that can be believed."""
+        self._damage: RunDamagedError | None = None
         try:
             return self._folder.read_scan()
         except RunDamagedError as error:
-            if names_another(error.content, self._plan):
+            self._damage = error
+            return None
+
+    def _check(self, known: Mapping[str, Any] | None) -> None:
+        """Refuse a folder that holds another run."""
+        if self._damage is not None:
+            if names_another(self._damage.content, self._plan):
                 raise RunMismatchError(
                     f"{self._folder.scan_json}: damaged, and it names another model or corpus; "
                     "remove it to compute this run in its place, or give another folder with -o"
-                ) from error
+                ) from self._damage
             self._progress.message(
                 f"{self._folder.scan_json}: damaged, it is made anew; finished shards of this run are kept"
             )
-            return None
-
-    def _is_finished(self, known: Mapping[str, Any]) -> bool:
-        if known.get("status") != "complete":
-            return False
-        if self._folder.heads_are_intact(known):
-            self._folder.remove_parts()
-            self._progress.message(f"{self._folder.path}: complete and intact, nothing to do")
-            return True
-        self._progress.message(f"{self._folder.heads}: missing or damaged, it is computed again")
-        return False
-
-    def _check_same(self, known: Mapping[str, Any]) -> None:
-        differing = differences(known, self._plan)
+        differing = differences(known, self._plan) if known is not None else []
         if differing:
             raise RunMismatchError(
                 f"{self._folder.path}: holds a run of something else: {'; '.join(differing)}. "
                 "Give another folder with -o, or the command that began this one"
             )
 
-    def _finished_shards(self) -> set[int]:
-        """Take up what an earlier scan has left; gives the shards that need no work."""
-        merged = self._folder.read_merged(self._merged_digest)
-        if merged is not None:
-            self._total, self._counts = Accumulator.from_bytes(merged.payload), merged.counts
-            self._merged = merged.shard
-            self._folder.remove_parts_before(self._merged)
-        elif self._folder.merged.exists():
-            self._progress.message(f"{self._folder.merged}: damaged, or of another run: what it held is computed again")
-        done = set(range(self._merged))
-        for shard in range(self._merged, self._shards):
-            if self._folder.read_part(shard, self._part_digest(shard)) is not None:
-                done.add(shard)
-            elif self._folder.part_path(shard).exists():
-                self._progress.message(
-                    f"{self._folder.part_path(shard)}: damaged, or of another run: it is computed again"
-                )
-        if done:
-            self._progress.message(f"{self._folder.path}: going on after {len(done)} of {self._shards} shards")
-        return done
+    def _is_finished(self, known: Mapping[str, Any]) -> bool:
+        if known.get("status") != "complete":
+            return False
+        if self._folder.heads_are_intact(known) and self._folder.tables_are_intact(known):
+            self._folder.remove_parts()
+            self._progress.message(f"{self._folder.path}: complete and intact, nothing to do")
+            return True
+        self._progress.message(f"{self._folder.path}: a table is missing or damaged, it is computed again")
+        return False
 
-    def _compute(self, done: set[int]) -> None:
-        """Compute the shards that are not done."""
+    def _is_complete(self) -> bool:
+        """Whether a worker has finished the run."""
+        known = self._folder.read_scan()
+        return known is not None and known.get("status") == "complete"
+
+    def _compute(self) -> int:
+        """Compute what no other worker has or does, first of the own share; gives the number of shards."""
+        left = sorted(set(range(self._shards)) - self._ledger.done())
+        share = [shard for shard in left if shard % self._place.size == self._place.rank]
+        computed = 0
+        for wanted in (share, left) if self._place.size > 1 else (left,):
+            computed = computed or self._compute_among(wanted)
+        return computed
+
+    def _compute_among(self, wanted: Sequence[int]) -> int:
+        assert self._claims is not None
+        if not any(self._claim(shard) for shard in wanted):
+            return 0
+        computed = 0
 
         def keep(result: ShardResult) -> None:
-            digest = self._part_digest(result.index)
-            self._folder.write_part(Part(result.index, digest, result.counts, result.accumulator.to_bytes()))
-            done.add(result.index)
-            self._merge(done)
-            self._write_scan(len(done))
+            nonlocal computed
+            computed += 1
+            self._keep(result)
 
-        left = self._shards - len(done)
-        if not left:
+        # torch was told to take one thread an operator; `_threads` is what it had before.
+        alone = self._work.device.type != "cpu" or self._work.loaded.is_placed
+        workers = 1 if alone else self._options.workers or self._threads
+        shards = self._corpus.shards(self._survey, self._size, wanted, self._claim)
+        run_shards(self._work, shards, min(workers, len(wanted)), keep, self._progress.advance)
+        return computed
+
+    def _claim(self, shard: int) -> bool:
+        """Whether a shard is this worker's to compute; its own claims it has again."""
+        assert self._claims is not None
+        if not self._claims.take(shard + _FIRST_SHARD):
+            return False
+        if self._ledger.is_done(shard) or self._is_complete():
+            self._claims.give_back(shard + _FIRST_SHARD)
+            return False
+        return True
+
+    def _keep(self, result: ShardResult) -> None:
+        assert self._claims is not None
+        if self._is_complete():  # others did this shard too: a file system without locks
             return
-        workers = 1 if self._work.device.type != "cpu" else self._options.workers or self._threads
-        done_before = frozenset(done)
-        shards = self._corpus.shards(self._survey, SHARD_SIZE, done_before)
-        run_shards(self._work, shards, min(workers, left), keep, self._progress.advance)
+        self._ledger.add(result)
+        self._claims.give_back(result.index + _FIRST_SHARD)
+        if not self._claims.take(_MERGING):
+            return
+        try:
+            if self._is_complete():  # by another worker, since the claim on the shard was given back
+                return
+            self._ledger.merge(_SHARDS_BETWEEN_MERGES)
+            done = self._ledger.done()
+            self._write_scan(len(done))
+            self._progress.reached(self._documents_of(done))
+            self._note.write()
+        finally:
+            self._claims.give_back(_MERGING)
 
-    def _merge(self, done: set[int]) -> None:
-        """Merge the shards that are next in order; now and then keep the sum in place of its shards."""
-        while self._merged in done:
-            part = self._folder.read_part(self._merged, self._part_digest(self._merged))
-            if part is None:
-                path = self._folder.part_path(self._merged)
-                raise RunError(f"{path}: damaged since it was written; the same command computes it again")
-            self._total.merge(Accumulator.from_bytes(part.payload))
-            for name, count in part.counts.items():
-                self._counts[name] = self._counts.get(name, 0) + count
-            self._merged += 1
-            if self._merged % _SHARDS_BETWEEN_MERGES == 0:
-                digest = self._merged_digest(self._merged)
-                self._folder.write_merged(Part(self._merged, digest, self._counts, self._total.to_bytes()))
+    def _finish(self) -> bool:
+        """Replace the shards by heads.parquet, where all are there."""
+        if len(self._ledger.done()) < self._shards:
+            return False
+        with self._alone(_MERGING):
+            if self._is_complete():
+                return True
+            merged = self._ledger.merged()
+            if merged.shards < self._shards:
+                return False
+            counts = dict(merged.counts)
+            counts["empty_documents"] += self._survey.empty
+            counts["failed_documents"] += self._survey.failed
+            counts["nonfinite_rows"] = merged.accumulator.nonfinite_rows()
+            try:
+                changes = {"tables_sha256": self._write_tables(merged)} if self._work.keep else {}
+            except PartDamagedError:
+                return False
+            digest = self._folder.write_heads([asdict(row) for row in merged.accumulator.rows()])
+            self._write_scan(self._shards, status="complete", counts=counts, heads_sha256=digest, **changes)
+            self._folder.remove_parts()
+            self._folder.remove_temporaries()
+            return True
 
-    def _finish(self, done: set[int]) -> None:
-        """Replace the shards by heads.parquet."""
-        self._merge(done)
-        counts = dict(self._counts)
-        counts["empty_documents"] += self._survey.empty
-        counts["failed_documents"] = self._survey.failed
-        counts["nonfinite_rows"] = self._total.nonfinite_rows()
-        digest = self._folder.write_heads([asdict(row) for row in self._total.rows()])
-        self._write_scan(self._shards, status="complete", counts=counts, heads_sha256=digest)
-        self._folder.remove_parts()
+    def _write_tables(self, merged: Merged) -> dict[str, str]:
+        """Put the tables of single documents together; gives the sha256 of each."""
+
+        def write(kind: str, path: Path) -> None:
+            write_table(path, self._ledger.tables(kind), merged.accumulator.modules)
+
+        return {kind: self._folder.write_table(kind, functools.partial(write, kind)) for kind in self._work.keep}
+
+    def _documents_of(self, shards: Iterable[int]) -> int:
+        return sum(self._survey.shard_documents[shard] for shard in shards)
 
     def _write_scan(self, done: int, **changes: Any) -> None:
         progress = {"shards_done": done, "shards_total": self._shards}
         self._folder.write_scan({**self._plan, "progress": progress, **changes})
 
-    def _part_digest(self, shard: int) -> str:
-        return hashlib.sha256(self._digest.encode() + self._survey.shard_digests[shard]).hexdigest()
-
-    def _merged_digest(self, shards: int) -> str:
-        """What the summary of the first `shards` shards is made from."""
-        return hashlib.sha256(
-            b"".join((b"merged", self._digest.encode(), *self._survey.shard_digests[:shards]))
-        ).hexdigest()
+    def _alone(self, number: int) -> AbstractContextManager[None]:
+        return nullcontext() if self._claims is None else self._claims.alone(number)
 
 
 def _prepare(
@@ -300,20 +383,13 @@ def _prepare(
     options: ScanOptions,
     device: torch.device,
     progress: Progress,
+    place: Place,
+    claims: Claims | None,
 ) -> _Scan:
     """The scan, or why there can be none."""
     try:
-        return _Scan(folder, corpus, loaded, spec, options, device, progress)
+        return _Scan(folder, corpus, loaded, spec, options, device, progress, place, claims)
     except AttncapError:
         raise
     except (TypeError, ValueError) as error:
         raise ModelError(f"{loaded.name}: cannot be scanned with these options ({error})") from error
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
-    return device

@@ -12,20 +12,23 @@ import io
 import json
 import os
 import re
-import struct
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attncap.claims import Claims, is_held_alone, lock_file
 from attncap.extras import require
+from attncap.parts import TEMPORARY, Part, digest_of_file, whole_file, write_whole
 from attncap.types import AttncapError
 
 if TYPE_CHECKING:
     import pyarrow
 
-RUN_FORMAT = 2
+TABLES = ("sequences", "rows")
+"""Kinds of tables of single documents that a run may hold beside heads.parquet."""
+
+RUN_FORMAT = 3
 """Layout of a run folder; a run of another number is refused."""
 
 HEADS_COLUMNS = (
@@ -44,10 +47,9 @@ HEADS_COLUMNS = (
     "p95",
 )
 
-_PART_MAGIC = b"attncap part 1\n"
-_TEMPORARY = ".tmp"
 _OWN_DIGEST = "sha256"
-_PART_NAME = re.compile(r"(\d+|merged)\.bin(\.tmp)?")
+_TEMPORARY_NAME = re.compile(r"(scan\.json|\w+\.parquet)(\.[0-9a-f]+)?\.tmp")
+_PART_NAME = re.compile(r"((\d+(\.\w+)?|merged|survey)\.bin|worker-[0-9a-f]+\.json)(\.[0-9a-f]+\.tmp)?")
 
 
 class RunError(AttncapError, RuntimeError):
@@ -110,34 +112,6 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         return Run(path=folder.path, heads=file.read(use_threads=False), scan=scan)
 
 
-@dataclass(frozen=True)
-class Part:
-    """A summary on disk: that of one shard, or the merged one of all shards before `shard`."""
-
-    shard: int
-    digest: str  # of what went in: the run's identity and the documents
-    counts: dict[str, int]
-    payload: bytes  # an accumulator's bytes
-
-    def to_bytes(self) -> bytes:
-        """magic, sha256 of the rest, length of the header, header as JSON, payload compressed."""
-        fields = {"shard": self.shard, "digest": self.digest, "counts": self.counts}
-        header = json.dumps(fields, sort_keys=True).encode()
-        body = struct.pack("<Q", len(header)) + header + zlib.compress(self.payload, 1)
-        return _PART_MAGIC + hashlib.sha256(body).digest() + body
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Part | None:
-        """The part, or None where the bytes are not one, whole and unchanged."""
-        start = len(_PART_MAGIC) + 32
-        body = data[start:]
-        if data[: len(_PART_MAGIC)] != _PART_MAGIC or hashlib.sha256(body).digest() != data[len(_PART_MAGIC) : start]:
-            return None
-        (length,) = struct.unpack_from("<Q", body)
-        header = json.loads(body[8 : 8 + length])
-        return cls(header["shard"], header["digest"], header["counts"], zlib.decompress(body[8 + length :]))
-
-
 class RunFolder:
     """The files of one run: where they lie, how they are written, how they are checked."""
 
@@ -147,7 +121,13 @@ class RunFolder:
         self.heads = path / "heads.parquet"
         self.parts = path / "parts"
         self.merged = self.parts / "merged.bin"
+        self.survey = self.parts / "survey.bin"
         self.lock_file = path / ".lock"
+        self.claims_file = path / ".claims"
+
+    def claims(self) -> Claims:
+        """Claims on the parts of this run; only to be opened while the folder is locked."""
+        return Claims(self.claims_file)
 
     def check_kinds(self) -> None:
         """Refuse a folder in the place of a file of a run, and the reverse.
@@ -178,9 +158,13 @@ class RunFolder:
         if not self.path.is_dir() or self.scan_json.exists():
             return
         # What a run is made of without its scan.json: a scan was killed early, or the file was lost.
-        known = {".lock", self.heads.name, self.parts.name, "report.html"}
-        known |= {name + _TEMPORARY for name in (self.scan_json.name, self.heads.name)}
-        foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in known)
+        known = {self.lock_file.name, self.claims_file.name, self.heads.name, self.parts.name, "report.html"}
+        known |= {self.table(kind).name for kind in TABLES}
+        foreign = sorted(
+            entry.name
+            for entry in self.path.iterdir()
+            if entry.name not in known and not _TEMPORARY_NAME.fullmatch(entry.name)
+        )
         if self.parts.is_dir():
             foreign += sorted(entry.name for entry in self.parts.iterdir() if not _PART_NAME.fullmatch(entry.name))
         if foreign:
@@ -195,25 +179,29 @@ class RunFolder:
         return self.path.is_dir() and not os.access(self.path, os.W_OK)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder alone; made if it is not there. The lock dies with the process, however that ends.
+    def lock(self, shared: bool = False) -> Iterator[None]:
+        """Hold the folder alone, or with others that share it; made if it is not there.
 
-        A folder that may not be written needs no lock.
+        The lock dies with the process, however that ends. A folder that may not be written needs no lock.
 
         Raises:
-            RunError: another process holds it.
+            RunError: another process holds it, and one of the two does not share it.
         """
         if self.is_read_only:
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock_file(self.lock_file, self.path)
+        descriptor = lock_file(self.lock_file, shared)
+        if descriptor is None:
+            raise RunError(f"{self.path}: another scan is writing it; wait or give another folder with -o")
         try:
-            self._remove_temporaries()
+            if not shared:
+                self.remove_temporaries()
             yield
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                self.lock_file.unlink()
+            if is_held_alone(descriptor):
+                for path in (self.claims_file, self.lock_file):
+                    path.unlink(missing_ok=True)
             os.close(descriptor)
 
     def read_scan(self) -> dict[str, Any] | None:
@@ -268,18 +256,75 @@ class RunFolder:
         Args:
             digest_of: number of shards -> the digest that a summary of so many must have.
         """
-        part = _read(self.merged)
+        part = Part.read(self.merged)
         return part if part is not None and part.digest == digest_of(part.shard) else None
+
+    def table(self, kind: str) -> Path:
+        """Where a table of single documents lies."""
+        return self.path / f"{kind}.parquet"
+
+    def table_part_path(self, kind: str, shard: int) -> Path:
+        """Where a shard's share of such a table lies."""
+        return self.parts / f"{shard:05d}.{kind}.bin"
+
+    def write_table_part(self, kind: str, part: Part) -> None:
+        """Add a shard's share of a table."""
+        self.parts.mkdir(exist_ok=True)
+        write_whole(self.table_part_path(kind, part.shard), part.to_bytes())
+
+    def read_table_part(self, kind: str, shard: int, digest: str) -> Part | None:
+        """A shard's share of a table; None where there is none or the file is damaged or of another input."""
+        part = Part.read(self.table_part_path(kind, shard))
+        return part if part is not None and (part.shard, part.digest) == (shard, digest) else None
+
+    def shards_with_table(self, kind: str) -> set[int]:
+        """Shards whose share of a table is there; contents are not looked at."""
+        return {int(path.name.partition(".")[0]) for path in self.parts.glob(f"*.{kind}.bin")}
+
+    def write_table(self, kind: str, write: Callable[[Path], None]) -> str:
+        """Have a table written, whole or not at all; gives its sha256."""
+        with whole_file(self.table(kind)) as temporary:
+            write(temporary)
+        return digest_of_file(self.table(kind))
+
+    def tables_are_intact(self, scan: Mapping[str, Any]) -> bool:
+        """Whether the tables of single documents are the files that scan.json speaks of."""
+        kept = scan.get("tables_sha256", {})
+        return all(self.table(kind).is_file() and digest_of_file(self.table(kind)) == kept[kind] for kind in kept)
+
+    def write_survey(self, part: Part) -> None:
+        """Keep what a pass over the corpus found."""
+        self.parts.mkdir(exist_ok=True)
+        write_whole(self.survey, part.to_bytes())
+
+    def read_survey(self, digest: str) -> Part | None:
+        """What an earlier pass over the same files found; None where there is none."""
+        part = Part.read(self.survey)
+        return part if part is not None and part.digest == digest else None
+
+    def finished_shards(self) -> set[int]:
+        """Shards whose result is there, by itself or in the merged summary; contents are not looked at."""
+        # In this order: a shard leaves its own file only after the summary that holds it was written.
+        names = [path.stem for path in self.parts.glob("*.bin")]
+        return {int(name) for name in names if name.isdigit()} | set(range(self.merged_shards()))
+
+    def merged_shards(self) -> int:
+        """How many shards the merged summary says that it holds."""
+        try:
+            with open(self.merged, "rb") as handle:
+                return Part.shard_of(handle)
+        except FileNotFoundError:
+            return 0
 
     def remove_parts_before(self, shard: int) -> None:
         """Drop the shards that the merged summary holds."""
         for path in self.parts.glob("*.bin"):
             if path.stem.isdigit() and int(path.stem) < shard:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
     def read_part(self, shard: int, digest: str) -> Part | None:
         """The result of a shard; None where there is none or the file is damaged or of another input."""
-        part = _read(self.part_path(shard))
+        part = Part.read(self.part_path(shard))
         return part if part is not None and (part.shard, part.digest) == (shard, digest) else None
 
     def write_heads(self, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -301,72 +346,20 @@ class RunFolder:
         with contextlib.suppress(OSError):  # there is none, it may not be written, or someone's own file is in it
             for path in self.parts.iterdir():
                 if _PART_NAME.fullmatch(path.name):
-                    path.unlink()
+                    path.unlink(missing_ok=True)
             self.parts.rmdir()
 
-    def _remove_temporaries(self) -> None:
-        """Files that a killed process was writing; only called while the folder is locked."""
-        for folder in (self.path, self.parts):
-            for leftover in folder.glob("*" + _TEMPORARY):
-                leftover.unlink()
+    def remove_temporaries(self) -> None:
+        """Drop what killed processes were writing; only called while no other process writes."""
+        for folder, name in ((self.path, _TEMPORARY_NAME), (self.parts, _PART_NAME)):
+            for leftover in folder.glob("*" + TEMPORARY):
+                if name.fullmatch(leftover.name):
+                    leftover.unlink(missing_ok=True)
 
 
 def _digest(scan: Mapping[str, Any]) -> str:
     """sha256 of what scan.json says, however it is laid out."""
     return hashlib.sha256(json.dumps(scan, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: Path) -> Part | None:
-    try:
-        return Part.from_bytes(path.read_bytes())
-    except FileNotFoundError:
-        return None
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that after any crash it holds the old bytes or the new ones, never a mixture."""
-    temporary = path.with_name(path.name + _TEMPORARY)
-    try:
-        with open(temporary, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system lets a folder be synced."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _lock_file(path: Path, run: Path) -> int:
-    """An open descriptor that holds an exclusive lock on `path`."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two scans into one folder go unnoticed there
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise RunError(f"{run}: another scan is writing it; wait or give another folder with -o") from None
-        # The holder before us removes the file as it leaves: a lock on a removed file protects nothing.
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        os.close(descriptor)
 
 
 def heads_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -4,6 +4,7 @@
 
 The same batches of the same documents go through the model as a scan sends them, one thread a shard: once as it is,
 with torch's own attention, and once captured with what a scan captures, taking turns. Tokenizing is left out of both.
+A third takes its turn with them, the whole of it: the corpus is read and tokenized while the model runs.
 """
 
 from __future__ import annotations
@@ -20,29 +21,30 @@ import torch
 
 from attncap.capture import Capture
 from attncap.corpus import Corpus, CorpusOptions
+from attncap.encode import EncodedShard, batches, encode, pad
 from attncap.models import load_model
 from attncap.plan import tag_functions
 from attncap.scan import DEFAULT_SPEC, SHARD_SIZE
-from attncap.shards import TokenShard, Work, _open_captures, _run_shard, batches, one_thread_per_operator, pad, tokenize
+from attncap.shards import Work, _open_captures, _run_shard, one_thread_per_operator, run_shards
 from benchmarks.machine import describe, medians
 
 
-def make_work(threads: int, documents: int) -> tuple[Work, list[TokenShard]]:
+def make_work(threads: int, documents: int) -> tuple[Work, list[EncodedShard]]:
     """What a scan of the docstrings does, and its first documents as token ids."""
     loaded = load_model("builtin:minilm")
     work = Work(loaded, DEFAULT_SPEC, tag_functions(loaded, None, lambda _: None), 512, 1024, torch.device("cpu"))
     corpus = Corpus(["builtin:docstrings"], CorpusOptions())
-    shards = corpus.shards(corpus.survey(SHARD_SIZE), SHARD_SIZE, frozenset())
-    tokens: list[TokenShard] = []
+    shards = corpus.shards(corpus.survey(SHARD_SIZE), SHARD_SIZE)
+    tokens: list[EncodedShard] = []
     while len(tokens) < threads or sum(len(shard.sequences) for shard in tokens) < documents:
-        tokens.append(tokenize(next(shards), loaded.tokenizer, 512))
+        tokens.append(encode(next(shards), loaded, 512))
     return work, tokens
 
 
-def run_plain(work: Work, shards: list[TokenShard], threads: int) -> None:
+def run_plain(work: Work, shards: list[EncodedShard], threads: int) -> None:
     """The model as it is."""
 
-    def run(shard: TokenShard) -> None:
+    def run(shard: EncodedShard) -> None:
         for batch in batches(shard.sequences, work.batch_tokens):
             with torch.inference_mode():
                 work.loaded.model(**pad(batch, work.loaded.tokenizer))
@@ -51,11 +53,25 @@ def run_plain(work: Work, shards: list[TokenShard], threads: int) -> None:
         list(pool.map(run, shards))
 
 
-def run_captured(work: Work, shards: list[TokenShard], threads: int) -> None:
+def run_captured(work: Work, shards: list[EncodedShard], threads: int) -> None:
     """The model as a scan runs it."""
     with ExitStack() as undo, ThreadPoolExecutor(threads) as pool:
         idle: queue.SimpleQueue[Capture] = _open_captures(undo, work, threads)
         list(pool.map(lambda shard: _run_shard(work, shard, idle, threading.Event(), lambda *_: None), shards))
+
+
+def run_whole(work: Work, shards: int, threads: int) -> None:
+    """As `run_captured`, from the text on."""
+    corpus = Corpus(["builtin:docstrings"], CorpusOptions())
+    survey = corpus.survey(SHARD_SIZE)
+    run_shards(work, corpus.shards(survey, SHARD_SIZE, range(shards)), threads, lambda _: None, lambda *_: None)
+
+
+def padding(work: Work, shards: list[EncodedShard]) -> float:
+    """Share of the computed tokens that is padding."""
+    groups = [batch for shard in shards for batch in batches(shard.sequences, work.batch_tokens)]
+    computed = sum(len(batch) * max(one.length for one in batch) for batch in groups)
+    return 1 - sum(one.length for batch in groups for one in batch) / computed
 
 
 def main() -> None:
@@ -66,12 +82,13 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="folder for scan_cpu.json")
     arguments = parser.parse_args()
     work, shards = make_work(arguments.threads, arguments.documents)
-    tokens = sum(len(sequence["input_ids"]) for shard in shards for sequence in shard.sequences)
+    tokens = sum(sequence.length for shard in shards for sequence in shard.sequences)
     with one_thread_per_operator():
         seconds = medians(
             {
                 "torch SDPA": lambda: run_plain(work, shards, arguments.threads),
                 "captured": lambda: run_captured(work, shards, arguments.threads),
+                "whole scan": lambda: run_whole(work, len(shards), arguments.threads),
             },
             arguments.rounds,
         )
@@ -81,6 +98,8 @@ def main() -> None:
         "documents": sum(len(shard.sequences) for shard in shards),
         **speeds,
         "captured / torch SDPA": round(seconds["torch SDPA"] / seconds["captured"], 3),
+        "whole scan / captured": round(seconds["captured"] / seconds["whole scan"], 3),
+        "padding": round(padding(work, shards), 4),
     }
     for name, figure in figures.items():
         print(f"{name}: {figure}")

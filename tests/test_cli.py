@@ -97,6 +97,7 @@ def test_wrong_options_exit_2_with_one_line(
         (["scan", "{model}", "{corpus}", "--sink", "2", "-o", "{folder}/run"], 2, "spec.sink is 4 there and 2 here"),
         (["scan", "{model}", "{corpus}", "--device", "abacus", "-o", "{tmp}/run"], 2, "--device: 'abacus'"),
         (["report", "{tmp}"], 2, "no run of attncap"),
+        (["status", "{tmp}"], 2, "no run of attncap"),
         (["report", "{folder}/run", "-o", "{tmp}"], 2, "is a folder; give a file for the report with -o"),
         (["scan", "{model}"], 2, "Missing argument"),
         (["scan", "{model}", "{corpus}"], 2, "Missing option"),

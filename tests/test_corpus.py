@@ -111,16 +111,17 @@ def test_limit_ends_the_corpus_early(tmp_path: Path) -> None:
     assert documents(path, limit=99) == DOCUMENTS
 
 
-def test_shards_are_consecutive_and_can_be_skipped(tmp_path: Path) -> None:
+def test_shards_are_consecutive_and_can_be_chosen(tmp_path: Path) -> None:
     corpus = Corpus([str(write_jsonl(tmp_path))])
     survey = corpus.survey(THREE)
     assert [(shard.index, shard.texts) for shard in corpus.shards(survey, THREE)] == [
         (0, DOCUMENTS[:3]),
         (1, DOCUMENTS[3:]),
     ]
-    assert [shard.index for shard in corpus.shards(survey, THREE, skip={0})] == [1]
-    assert [shard.index for shard in corpus.shards(survey, THREE, skip={1})] == [0]
-    assert list(corpus.shards(survey, THREE, skip={0, 1})) == []
+    assert [shard.index for shard in corpus.shards(survey, THREE, {1})] == [1]
+    assert [shard.index for shard in corpus.shards(survey, THREE, {0})] == [0]
+    assert list(corpus.shards(survey, THREE, ())) == []
+    assert [shard.index for shard in corpus.shards(survey, THREE, take=lambda shard: shard == 1)] == [1]
 
 
 def test_shards_end_by_documents_or_by_characters_of_what_a_model_reads(tmp_path: Path) -> None:
@@ -181,9 +182,9 @@ def test_a_document_that_cannot_be_read_is_named_or_counted(tmp_path: Path, case
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(CorpusError, match=message) as caught:
-        survey_of(path)
-    assert "--on-error skip" in str(caught.value)
-    survey = survey_of(path, on_error="skip")
+        survey_of(path, on_error="stop")
+    assert "without --on-error stop" in str(caught.value)
+    survey = survey_of(path)
     assert survey.failed == 1
     assert survey.documents >= 1
     assert len(survey.faults) == 1
@@ -201,12 +202,12 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CorpusError, match=r"c\.parquet: not a Parquet file that can be read"):
-        survey_of(path)
+        survey_of(path, on_error="stop")
 
 
 def test_numbers_in_a_parquet_column_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"c\.parquet: row 1: expected text in 'n', got int"):
-        survey_of(write_parquet(tmp_path), text_column="n")
+        survey_of(write_parquet(tmp_path), text_column="n", on_error="stop")
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def test_numbers_in_a_parquet_column_are_refused(tmp_path: Path) -> None:
         ("no/such/folder", "no such file or folder"),
         ("*.jsonl", r"no \.txt, .* file there"),
         ("builtin:books", "there is builtin:docstrings"),
-        ("picture.png", r"picture\.png: expected a file that ends in \.txt"),
+        ("picture.svg", r"picture\.svg: expected a file that ends in \.txt"),
         (".", r"no \.txt, .* file there"),
     ],
 )
@@ -224,7 +225,7 @@ def test_a_source_that_is_not_there_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "picture.png").write_bytes(b"")
+    (tmp_path / "picture.svg").write_bytes(b"")
     with pytest.raises(CorpusError, match=message):
         Corpus([source])
 

@@ -29,14 +29,14 @@ HEAVY = (
 
 # From the bottom up; a module may import its own layer and those below it, when it is imported or later.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("types", "extras"),
+    ("types", "extras", "claims", "parts"),
     ("validation",),
     ("reference", "cpu", "qualification", "annotations", "layers", "_C"),
     ("dispatch", "ops"),
     ("api", "sdpa", "mha", "nn"),
     ("tags", "capture", "adapters", "accumulate", "accumulate_io", "histogram", "moments"),
-    ("store", "corpus", "corpus_readers", "models", "progress"),
-    ("report", "scan", "plan", "shards", "analysis", "doctor"),
+    ("store", "workers", "corpus", "corpus_readers", "models", "progress"),
+    ("report", "scan", "plan", "shards", "encode", "tables", "options", "ledger", "analysis", "doctor"),
     ("commands",),
     ("cli", "__main__"),
 )

@@ -20,11 +20,13 @@ import transformers
 
 from attncap import scan as scan_module
 from attncap.corpus import Corpus, CorpusOptions, ShardSize
+from attncap.encode import Encoded, EncodedShard, batches, encode, pad
 from attncap.models import ModelError, load_model
+from attncap.options import ScanOptions
 from attncap.progress import Progress
 from attncap.report.content import build_report
-from attncap.scan import DEFAULT_SPEC, ScanOptions, scan
-from attncap.shards import ScanError, TokenShard, batches, one_thread_per_operator, pad, tokenize
+from attncap.scan import DEFAULT_SPEC, scan
+from attncap.shards import ScanError, one_thread_per_operator
 from attncap.store import Run, RunError, RunFolder, RunMismatchError, read_run
 from attncap.types import StatSpec
 from tests import tiny
@@ -207,6 +209,17 @@ def test_neither_workers_nor_threads_change_a_bit(
     assert contents(tmp_path / "run") == contents(finished.path)
 
 
+def test_the_size_of_shards_is_part_of_the_run(folder: Path, finished: Run, tmp_path: Path) -> None:
+    run = run_scan(folder, tmp_path / "run", options=ScanOptions(shard_characters=1000))
+    assert run.scan["progress"]["shards_total"] > 5
+    assert run.scan["options"]["shard"]["characters"] == 1000
+    for mine, theirs in zip(run.heads.to_pylist(), finished.heads.to_pylist(), strict=True):
+        assert mine["count"] == theirs["count"]
+        assert mine["mean"] == pytest.approx(theirs["mean"], rel=1e-5, abs=1e-6)
+    with pytest.raises(RunMismatchError, match=r"options\.shard\.characters is 1000 there"):
+        run_scan(folder, tmp_path / "run")
+
+
 def test_the_size_of_batches_changes_rounding_at_most(folder: Path, finished: Run, tmp_path: Path) -> None:
     for batch_tokens in (1, 333):
         run = run_scan(folder, tmp_path / str(batch_tokens), options=ScanOptions(batch_tokens=batch_tokens))
@@ -321,7 +334,11 @@ def test_damaged_shards_are_computed_again(
 ) -> None:
     monkeypatch.setattr(scan_module, "_SHARDS_BETWEEN_MERGES", between)
     stopped_run(folder, tmp_path / "run", 4, monkeypatch)
-    parts = sorted((tmp_path / "run" / "parts").iterdir())
+    parts = [
+        path
+        for path in sorted((tmp_path / "run" / "parts").iterdir())
+        if path.suffix == ".bin" and path.stem != "survey"
+    ]
     assert [path.name for path in parts] == {
         1: ["00003.bin", "merged.bin"],
         2: ["00002.bin", "00003.bin", "merged.bin"],
@@ -418,7 +435,7 @@ def test_a_finished_run_that_may_not_be_written_is_verified(
 ) -> None:
     shutil.copytree(finished.path, tmp_path / "run")
     monkeypatch.setattr("attncap.store.os.access", lambda _path, mode: mode != os.W_OK)
-    monkeypatch.setattr("attncap.store._lock_file", lambda *_: pytest.fail("a lock was made"))
+    monkeypatch.setattr("attncap.store.lock_file", lambda *_: pytest.fail("a lock was made"))
     messages = Messages()
     run_scan(folder, tmp_path / "run", progress=messages)
     assert "nothing to do" in messages.said[-1]
@@ -671,30 +688,47 @@ def test_rows_that_are_not_finite_are_counted(folder: Path, tmp_path: Path) -> N
 # How documents become batches.
 
 
+def encoded(*lengths: int, **inputs: list[list[int]]) -> list[Encoded]:
+    """Documents of these numbers of tokens, or with these inputs."""
+    inputs = inputs or {"input_ids": [[1] * length for length in lengths]}
+    documents = zip(*inputs.values(), strict=True)
+    return [Encoded(n, "all", dict(zip(inputs, one, strict=True)), len(one[0])) for n, one in enumerate(documents)]
+
+
 def test_batches_hold_documents_of_like_length_within_the_budget() -> None:
-    sequences = [{"input_ids": [1] * length} for length in (5, 2, 9, 2, 3)]
-    found = list(batches(sequences, 8))
-    assert [[len(sequence["input_ids"]) for sequence in batch] for batch in found] == [[2, 2], [3], [5], [9]]
+    found = list(batches(encoded(5, 2, 9, 2, 3), 8))
+    assert [[one.length for one in batch] for batch in found] == [[2, 2], [3], [5], [9]]
+
+
+def test_padding_is_at_most_a_twentieth_of_every_batch() -> None:
+    source = random.Random(4)
+    documents = encoded(*(source.randint(3, 512) for _ in range(200)))
+    found = list(batches(documents, 4096))
+    assert sorted(one.number for batch in found for one in batch) == list(range(200))
+    for batch in found:
+        computed = len(batch) * max(one.length for one in batch)
+        assert computed - sum(one.length for one in batch) <= 0.05 * computed <= 0.05 * 4096
+    assert len(found) < 80
 
 
 def test_padding_is_on_the_right_and_masked(folder: Path) -> None:
     tokenizer = load_model(str(folder / "model")).tokenizer
-    inputs = pad(
-        [{"input_ids": [7], "token_type_ids": [0]}, {"input_ids": [8, 9], "token_type_ids": [0, 1]}], tokenizer
-    )
+    inputs = pad(encoded(input_ids=[[7], [8, 9]], token_type_ids=[[0], [0, 1]]), tokenizer)
     assert inputs["input_ids"].tolist() == [[7, 0], [8, 9]]
     assert inputs["attention_mask"].tolist() == [[1, 0], [1, 1]]
     assert inputs["token_type_ids"].tolist() == [[0, 0], [0, 1]]
 
 
 def test_a_cut_document_keeps_its_last_special_token(folder: Path, tmp_path: Path) -> None:
-    tokenizer = load_model(str(folder / "model")).tokenizer
+    loaded = load_model(str(folder / "model"))
     corpus = Corpus([str(tiny.write_jsonl(tmp_path / "c.jsonl", ["ba " * 30, "ba " * 31, "ba"]))])
     (shard,) = corpus.shards(corpus.survey())
-    tokens: TokenShard = tokenize(shard, tokenizer, tiny.LONGEST)
-    assert [len(sequence["input_ids"]) for sequence in tokens.sequences] == [32, 32, 3]
-    assert all(sequence["input_ids"][-1] == tokenizer.sep_token_id for sequence in tokens.sequences)
-    assert tokens.counts == {"documents": 3, "tokens": 67, "truncated_documents": 1, "empty_documents": 0}
+    tokens: EncodedShard = encode(shard, loaded, tiny.LONGEST)
+    assert [one.length for one in tokens.sequences] == [32, 32, 3]
+    assert all(one.inputs["input_ids"][-1] == loaded.tokenizer.sep_token_id for one in tokens.sequences)
+    assert tokens.counts == {
+        "documents": 3, "tokens": 67, "truncated_documents": 1, "empty_documents": 0, "failed_documents": 0,
+    }  # fmt: skip
 
 
 @pytest.mark.slow

@@ -14,16 +14,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from attncap.parts import Part, write_whole
 from attncap.store import (
     HEADS_COLUMNS,
-    Part,
     RunDamagedError,
     RunError,
     RunFolder,
     RunMismatchError,
     heads_bytes,
     read_run,
-    write_whole,
 )
 from tests.runs import head_rows, write_run
 
@@ -170,14 +169,14 @@ def test_a_killed_writer_holds_no_lock_and_leaves_no_half_file(tmp_path: Path) -
         "from attncap.store import RunFolder\n"
         "folder = RunFolder(Path(sys.argv[1]))\n"
         "with folder.lock():\n"
-        "    (folder.path / 'scan.json.tmp').write_text('{')\n"
+        "    (folder.path / 'scan.json.0f1e2d.tmp').write_text('{')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
     assert ended.returncode == -signal.SIGKILL
     RunFolder(tmp_path).check_usable()
     with RunFolder(tmp_path).lock():
-        assert not (tmp_path / "scan.json.tmp").exists()
+        assert not (tmp_path / "scan.json.0f1e2d.tmp").exists()
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import torch
@@ -81,31 +82,38 @@ from attncap import cli, commands, corpus, scan
 
 scan.SHARD_SIZE = corpus.ShardSize(documents=32)
 
+def child_of(order, rank):
+    child = os.fork()
+    if child:
+        return child
+    sys.stdin.close()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    if order["workers"]:
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(order["workers"]), LOCAL_RANK=str(rank))
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    code = cli.main(order["arguments"])
+    sys.stdout.flush()
+    os._exit(code)
+
 for line in sys.stdin:
     order = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        sys.stdin.close()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
-        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        code = cli.main(order["arguments"])
-        sys.stdout.flush()
-        os._exit(code)
+    open(order["log"], "w").close()
+    children = [child_of(order, rank) for rank in range(max(1, order["workers"]))]
     begun = time.monotonic()
-    if order["signal"]:
+    for delay, rank in order["kills"]:
         while order["after"] and not os.path.exists(order["after"]) and time.monotonic() < begun + 60:
             time.sleep(0.005)
-        time.sleep(order["delay"])
-        os.kill(child, order["signal"])
-    _, status = os.waitpid(child, 0)
-    print(json.dumps([os.waitstatus_to_exitcode(status), time.monotonic() - begun]), flush=True)
+        time.sleep(delay)
+        os.kill(children[rank], order["signal"])  # a child that has ended is still to be waited for
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print(json.dumps([codes, time.monotonic() - begun]), flush=True)
 """
 
 
 class CommandHost:
-    """Runs `attncap` in child processes, one at a time, and sends them signals."""
+    """Runs `attncap` in child processes, by itself or as several workers, and sends them signals."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
@@ -125,14 +133,31 @@ class CommandHost:
 
         `signal` is sent `delay` seconds after its start, or after the file `after` is there.
         """
-        order = {"arguments": [str(argument) for argument in arguments], "signal": int(signal), "delay": delay}
-        order["after"] = str(after) if after else None
+        (code,), seconds = self._give(arguments, 0, signal, [(delay, 0)] if signal else [], after)
+        return code, seconds
+
+    def run_workers(
+        self, arguments: Sequence[Any], workers: int, kills: Sequence[tuple[float, int]] = ()
+    ) -> tuple[list[int], float]:
+        """(exit codes, seconds) of one command started so many times, as torchrun does; kills are (delay, rank)."""
+        return self._give(arguments, workers, SIGKILL, kills, None)
+
+    def _give(
+        self,
+        arguments: Sequence[Any],
+        workers: int,
+        signal: int,
+        kills: Sequence[tuple[float, int]],
+        after: Path | None,
+    ) -> tuple[list[int], float]:
+        order = {"arguments": [str(argument) for argument in arguments], "workers": workers, "signal": int(signal)}
+        order |= {"kills": list(kills), "after": str(after) if after else None, "log": str(self._log)}
         assert self._host.stdin is not None
         assert self._host.stdout is not None
-        self._host.stdin.write(json.dumps({**order, "log": str(self._log)}) + "\n")
+        self._host.stdin.write(json.dumps(order) + "\n")
         self._host.stdin.flush()
-        code, seconds = json.loads(self._host.stdout.readline())
-        return code, seconds
+        codes, seconds = json.loads(self._host.stdout.readline())
+        return codes, seconds
 
     def log(self) -> str:
         """What the newest command said."""

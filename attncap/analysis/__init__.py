@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from attncap.analysis.compare import Comparison, HeadDifference, compare
 from attncap.analysis.detect import detect_head
 from attncap.analysis.roles import HeadRole, Role, RoleResult, find_roles
 
-__all__ = ["HeadRole", "Role", "RoleResult", "detect_head", "find_roles"]
+__all__ = ["Comparison", "HeadDifference", "HeadRole", "Role", "RoleResult", "compare", "detect_head", "find_roles"]

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from attncap.extras import require
+from attncap.parts import write_whole
 from attncap.report.colours import DARK, LIGHT
 from attncap.report.content import MEASURES, HeatMap, Report, build_report
-from attncap.store import read_run, write_whole
+from attncap.store import read_run
 from attncap.types import AttncapError
 
 SHOWN_PER_ROLE = 3

@@ -29,12 +29,9 @@ def print_highlights(run_path: str | os.PathLike[str], console: Any = None) -> N
         RunError: the folder holds no finished run.
         MissingExtraError: rich or pyarrow is not installed; the message names the extra.
     """
-    tables, consoles, texts, box = (require(f"rich.{name}", "report") for name in ("table", "console", "text", "box"))
+    tables, texts, box = (require(f"rich.{name}", "report") for name in ("table", "text", "box"))
     report = build_report(read_run(run_path))
-    if console is None:
-        console = consoles.Console()
-        if not console.is_terminal:
-            console = consoles.Console(width=_WIDTH_OF_A_FILE)
+    console = new_console() if console is None else console
     # Names of models and tags are the user's: Text keeps rich from reading markup in them.
     title = texts.Text(f"{report.model} over {report.corpus}: the most telling heads", style="bold")
     table = tables.Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -46,6 +43,13 @@ def print_highlights(run_path: str | os.PathLike[str], console: Any = None) -> N
     console.print(table)
     if not report.roles:
         console.print(texts.Text(_why_empty(report.layers)))
+
+
+def new_console() -> Any:
+    """A rich.console.Console on stdout, wide enough for whole lines where that is no terminal."""
+    consoles = require("rich.console", "report")
+    console = consoles.Console()
+    return console if console.is_terminal else consoles.Console(width=_WIDTH_OF_A_FILE)
 
 
 def _why_empty(layers: Sequence[Layer]) -> str:
