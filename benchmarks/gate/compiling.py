@@ -30,18 +30,16 @@ def compile_groups(work: dict[Group, tuple[str, ...]], processes: int) -> Iterat
 
 
 def compile_group(group: Group, statistics: Iterable[str]) -> Table:
-    """Figures of every kernel that the entries' calls would run; a kernel that several share stands at the first."""
+    """Figures of every kernel that the entries' calls would run."""
     table: Table = {}
-    seen: set[str] = set()
+    figures: dict[str, Figures] = {}  # by hash: several entries run the same kernels after the forward
     for name in statistics:
         with _compile_only(group.arch) as kernels:
             run_launcher(group, name)
-        figures = {}
-        for function, kernel in kernels:
-            if kernel.hash not in seen:
-                seen.add(kernel.hash)
-                figures[function] = assembly.read(kernel, group.arch)
-        table[group.name(name)] = figures
+        for _, kernel in kernels:
+            if kernel.hash not in figures:
+                figures[kernel.hash] = assembly.read(kernel, group.arch)
+        table[group.name(name)] = {function: figures[kernel.hash] for function, kernel in kernels}
     return table
 
 
