@@ -87,7 +87,7 @@ class Call:
         left, right = self.window
         dims = {"D": self.query.shape[-1], "E": self.value.shape[-1]}
         precise = self.query.dtype == torch.float32 and _precision(self.query) == "ieee"
-        largest_stride = max(max(tensor.stride()) for tensor in (self.query, self.key, self.value))
+        largest_stride = max(max(tensor.stride()[2:]) for tensor in (self.key, self.value))
         fields = {
             "BLOCK_M": tiles.rows,
             "BLOCK_N": tiles.keys,
