@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from attncap.analysis.circuits import Circuits, circuits, composition
 from attncap.analysis.compare import Comparison, HeadDifference, compare
 from attncap.analysis.detect import detect_head
 from attncap.analysis.roles import HeadRole, Role, RoleResult, find_roles
 
-__all__ = ["Comparison", "HeadDifference", "HeadRole", "Role", "RoleResult", "compare", "detect_head", "find_roles"]
+__all__ = [
+    "Circuits",
+    "Comparison",
+    "HeadDifference",
+    "HeadRole",
+    "Role",
+    "RoleResult",
+    "circuits",
+    "compare",
+    "composition",
+    "detect_head",
+    "find_roles",
+]
