@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from attncap.analysis.ablation import PruningPoint, ablate, pruning_curve
 from attncap.analysis.circuits import Circuits, circuits, composition
 from attncap.analysis.compare import Comparison, HeadDifference, compare
 from attncap.analysis.detect import detect_head
+from attncap.analysis.importance import head_importance
 from attncap.analysis.roles import HeadRole, Role, RoleResult, find_roles
 
 __all__ = [
@@ -12,11 +14,15 @@ __all__ = [
     "Comparison",
     "HeadDifference",
     "HeadRole",
+    "PruningPoint",
     "Role",
     "RoleResult",
+    "ablate",
     "circuits",
     "compare",
     "composition",
     "detect_head",
     "find_roles",
+    "head_importance",
+    "pruning_curve",
 ]

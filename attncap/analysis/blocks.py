@@ -77,7 +77,7 @@ class AttentionBlock:
     @property
     def query_weight(self) -> Tensor:
         """W_Q (H, E, D) float64: q = x W_Q."""
-        return self.query.weight.unflatten(-1, (self.heads, self.head_dim)).transpose(0, 1)
+        return _by_head(self.query.weight, self.head_dim).transpose(0, 1)
 
     @property
     def key_weight(self) -> Tensor:
@@ -92,10 +92,10 @@ class AttentionBlock:
     @property
     def out_weight(self) -> Tensor:
         """W_O (H, V, E) float64: the module gives the sum over heads of out_h W_O, and a bias."""
-        return _matrix(self.out, "weight").unflatten(0, (self.heads, self.value_dim))
+        return _matrix(self.out, "weight").view(self.heads, self.value_dim, -1)
 
     def _of_query_heads(self, weight: Tensor, width: int) -> Tensor:
-        by_group = weight.unflatten(-1, (self.key_heads, width)).transpose(0, 1)
+        by_group = _by_head(weight, width).transpose(0, 1)
         return by_group.repeat_interleave(self.heads // self.key_heads, 0)
 
     def edit_heads(self, undo: ExitStack, edit: Edit) -> None:
@@ -110,7 +110,7 @@ class AttentionBlock:
         )
 
     def _split(self, heads: Tensor) -> Tensor:
-        return heads.unflatten(-1, (self.heads, self.value_dim))
+        return _by_head(heads, self.value_dim)
 
     def zero_queries(self, undo: ExitStack, heads: Sequence[int]) -> None:
         """Until `undo` closes, the queries of these heads are 0: all their scores are, but for what is added to them.
@@ -195,24 +195,24 @@ def by_layer_and_head(rows: Sequence[Tensor]) -> Tensor:
     return table
 
 
-def _block(name: str, module: nn.Module, modules: dict[str, nn.Module]) -> AttentionBlock | None:
+def _block(path: str, module: nn.Module, modules: dict[str, nn.Module]) -> AttentionBlock | None:
     if isinstance(module, nn.MultiheadAttention):
-        return _of_torch(name, module)
+        return _of_torch(path, module)
     kind = type(module)
     for known, fused, out, by_head in _FUSED:
-        if kind.__name__ == known and hasattr(module, fused):
-            return _of_fused(name, module, getattr(module, fused), getattr(module, out), by_head)
+        if kind.__name__ == known and fused in module._modules:
+            return _of_fused(path, module, getattr(module, fused), getattr(module, out), by_head)
     if kind.__module__.startswith("timm.") and isinstance(getattr(module, "qkv", None), nn.Linear):
-        return _of_fused(name, module, module.qkv, module.proj, by_head=False)
+        return _of_fused(path, module, module.get_submodule("qkv"), module.get_submodule("proj"), by_head=False)
     for names, outs in _SEPARATE:
-        parts = [getattr(module, part, None) for part in names]
-        if not all(_is_linear(part) for part in parts):
+        parts = [part for part in (getattr(module, name, None) for name in names) if _is_linear(part)]
+        if len(parts) < len(names):
             continue
-        out = next((getattr(module, part) for part in outs if _is_linear(getattr(module, part, None))), None)
-        if out is None:  # BERT's lies beside the module
-            out = modules.get(".".join([*name.split(".")[:-1], "output", "dense"]))
-        if out is not None:
-            return _of_separate(name, module, parts, out)
+        projection = next((getattr(module, part) for part in outs if _is_linear(getattr(module, part, None))), None)
+        if projection is None:  # BERT's lies beside the module
+            projection = modules.get(".".join([*path.split(".")[:-1], "output", "dense"]))
+        if projection is not None:
+            return _of_separate(path, module, parts, projection)
     return None
 
 
@@ -228,13 +228,13 @@ def _of_separate(name: str, module: nn.Module, parts: list[Any], out: nn.Module)
 
 
 def _of_fused(name: str, module: nn.Module, fused: nn.Module, out: nn.Module, by_head: bool) -> AttentionBlock | None:
-    width = _matrix(out, "weight").shape[0]  # of all query heads
+    width = _inputs(out)  # of all query heads
     head_dim = _head_dim(module, width)
     if head_dim is None:
         return None
     heads, others = width // head_dim, (_features(fused) - width) // 2
     index = torch.arange(_features(fused))
-    parts = index.view(heads, 3, head_dim).unbind(1) if by_head else index.split((width, others, others))
+    parts = index.view(heads, 3, head_dim).unbind(1) if by_head else torch.split(index, [width, others, others])
     query, key, value = (Projection(fused, part.flatten()) for part in parts)
     return _checked(AttentionBlock(
         name, module, query, key, value, out, heads, len(key.features) // head_dim, head_dim, head_dim
@@ -244,12 +244,13 @@ def _of_fused(name: str, module: nn.Module, fused: nn.Module, out: nn.Module, by
 def _of_torch(name: str, module: nn.MultiheadAttention) -> AttentionBlock:
     width = module.embed_dim
     if module._qkv_same_embed_dim:
-        places = torch.arange(3 * width).split(width)
+        places = torch.arange(3 * width).view(3, width)
         parts = [Projection(module, place, ("in_proj_weight", "in_proj_bias")) for place in places]
     else:
         parts = [Projection(module, torch.arange(width), (f"{part}_proj_weight", "in_proj_bias")) for part in "qkv"]
-    heads = module.num_heads
-    return AttentionBlock(name, module, *parts, module.out_proj, heads, heads, module.head_dim, module.head_dim)
+    query, key, value = parts
+    heads, width = module.num_heads, module.head_dim
+    return AttentionBlock(name, module, query, key, value, module.out_proj, heads, heads, width, width)
 
 
 def _checked(block: AttentionBlock) -> AttentionBlock | None:
@@ -258,7 +259,7 @@ def _checked(block: AttentionBlock) -> AttentionBlock | None:
         block.key_heads > 0
         and block.heads % block.key_heads == 0
         and len(block.value.features) == block.key_heads * block.value_dim
-        and _matrix(block.out, "weight").shape[0] == block.heads * block.value_dim
+        and _inputs(block.out) == block.heads * block.value_dim
     )
     return block if fits else None
 
@@ -284,16 +285,26 @@ def _features(linear: nn.Module) -> int:
     return int(linear.nf if _is_transposed(linear) else linear.out_features)  # type: ignore[arg-type]
 
 
+def _inputs(linear: nn.Module) -> int:
+    """How many numbers it takes."""
+    return int(linear.weight.shape[0] if _is_transposed(linear) else linear.in_features)  # type: ignore[arg-type, index]
+
+
+def _by_head(tensor: Tensor, width: int) -> Tensor:
+    """(..., heads * width) -> (..., heads, width)."""
+    return tensor.reshape(*tensor.shape[:-1], -1, width)
+
+
 def _matrix(owner: nn.Module, name: str) -> Tensor:
     """(in, out) float64, detached."""
-    weight = getattr(owner, name)
+    weight: Any = getattr(owner, name)
     plain = (
         isinstance(weight, Tensor) and weight.dim() == 2 and weight.is_floating_point() and weight.device.type != "meta"
     )
     if not plain or (isinstance(owner, nn.Linear) and weight.shape != (owner.out_features, owner.in_features)):
         raise UnsupportedError(f"model: the weights of {type(owner).__name__} are quantised, sharded or not loaded")
-    weight = weight.detach().double()
-    return weight if _is_transposed(owner) else weight.T
+    matrix: Tensor = weight.detach().double()
+    return matrix if _is_transposed(owner) else matrix.T
 
 
 def _device_of(owner: nn.Module) -> torch.device:
@@ -365,7 +376,8 @@ class _Fused:
     def _follow(self, enter: Any, leave: Any) -> None:
         self._undo.callback(self._restore)
         self._undo.callback(self._module.register_forward_pre_hook(enter).remove)
-        self._undo.callback(self._module.register_forward_hook(leave, always_call=True).remove)
+        # Where there are several, the last one to change parameters is the first one to put them back.
+        self._undo.callback(self._module.register_forward_hook(leave, always_call=True, prepend=True).remove)
 
     def _swap(self, owner: nn.Module, **changed: Tensor | None) -> None:
         for name, tensor in changed.items():

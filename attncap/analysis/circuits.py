@@ -132,7 +132,8 @@ def _copying(block: AttentionBlock, through: Tensor | None) -> Tensor:
         raise ValueError(f"embed, unembed: {block.name} reads vectors of {width}, got {got}")
     product = out @ value if through is None else out @ through.to(out.device) @ value
     eigenvalues = torch.linalg.eigvals(product)
-    return (eigenvalues.sum(-1).real / eigenvalues.abs().sum(-1)).cpu()
+    score: Tensor = eigenvalues.sum(-1).real / eigenvalues.abs().sum(-1)
+    return score.cpu()
 
 
 def _through_tokens(embed: Tensor | None, unembed: Tensor | None) -> Tensor | None:
