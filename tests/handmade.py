@@ -100,6 +100,8 @@ def _induction(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
 def _itself(query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
     query[PLACE] = SHARP * torch.eye(PLACES)
     key[PLACE] = torch.eye(PLACES)
+    value[TOKEN, :VOCABULARY] = torch.eye(VOCABULARY)
+    out[:VOCABULARY, TOKEN] = 0.1 * torch.eye(VOCABULARY)
 
 
 def repeated(batch: int, seed: int, half: int = VOCABULARY - 1) -> Tensor:

@@ -7,22 +7,30 @@ from attncap.analysis.circuits import Circuits, circuits, composition
 from attncap.analysis.compare import Comparison, HeadDifference, compare
 from attncap.analysis.detect import detect_head
 from attncap.analysis.importance import head_importance
+from attncap.analysis.mixing import MixingRatio, mixing_ratio
 from attncap.analysis.roles import HeadRole, Role, RoleResult, find_roles
+from attncap.analysis.similarity import HeadDistances, clusters, coordinates, head_distances
 
 __all__ = [
     "Circuits",
     "Comparison",
     "HeadDifference",
+    "HeadDistances",
     "HeadRole",
+    "MixingRatio",
     "PruningPoint",
     "Role",
     "RoleResult",
     "ablate",
     "circuits",
+    "clusters",
     "compare",
     "composition",
+    "coordinates",
     "detect_head",
     "find_roles",
+    "head_distances",
     "head_importance",
+    "mixing_ratio",
     "pruning_curve",
 ]
