@@ -8,6 +8,14 @@ from attncap.analysis.compare import Comparison, HeadDifference, compare
 from attncap.analysis.detect import detect_head
 from attncap.analysis.importance import head_importance
 from attncap.analysis.mixing import MixingRatio, mixing_ratio
+from attncap.analysis.patterns import (
+    HeadPattern,
+    Needle,
+    PositionalHead,
+    find_patterns,
+    positional_heads,
+    retrieval_scores,
+)
 from attncap.analysis.roles import HeadRole, Role, RoleResult, find_roles
 from attncap.analysis.similarity import HeadDistances, clusters, coordinates, head_distances
 
@@ -16,8 +24,11 @@ __all__ = [
     "Comparison",
     "HeadDifference",
     "HeadDistances",
+    "HeadPattern",
     "HeadRole",
     "MixingRatio",
+    "Needle",
+    "PositionalHead",
     "PruningPoint",
     "Role",
     "RoleResult",
@@ -28,9 +39,12 @@ __all__ = [
     "composition",
     "coordinates",
     "detect_head",
+    "find_patterns",
     "find_roles",
     "head_distances",
     "head_importance",
     "mixing_ratio",
+    "positional_heads",
     "pruning_curve",
+    "retrieval_scores",
 ]
