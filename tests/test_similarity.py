@@ -82,6 +82,17 @@ def test_batches_add_up_and_layers_are_chosen():
     assert second.heads == both.heads[4:]
 
 
+def test_a_model_of_several_kinds_of_attention():
+    """SigLIP's vision tower goes through Transformers' registry, its pooling head through torch's module."""
+    model = models.siglip()
+    pixels = {"pixel_values": torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))}
+    with torch.no_grad():
+        attentions = maps.eager(model)(**pixels, output_attentions=True).attentions
+    found = head_distances(model, [pixels], layers=["encoder.layers.0.self_attn", "encoder.layers.1.self_attn"])
+    expected = sum(distances_of_maps([layer[row] for layer in attentions], 0.0) for row in range(2))
+    torch.testing.assert_close(found.total, expected, atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("batches", "smoothing", "message"),
     [([], 0.0, "batches: expected some with rows"), ([], 1.0, "smoothing: expected")],
