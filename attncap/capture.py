@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from attncap.accumulate import Accumulator, Heads, counted_rows, row_values
 from attncap.adapters import DECODE, PHASES, PREFILL, adapter_for, named_modules
 from attncap.adapters.parallel import shard_of
+from attncap.adapters.served import ServedCall
 from attncap.annotations import Annotations, Annotator, FeatureFunction, TagFunction
 from attncap.layers import LastRows, Layers, LayerSelection, Steps, module_of
 from attncap.moments import pick
 from attncap.types import HeadStats, StatSpec
 from attncap.validation import check_spec
+
+Watcher = Callable[[str, ServedCall, Tensor, HeadStats], None]
+"""Is given the name of the module, the call, its out (B, H, Q, E) and its statistics."""
 
 KEEP = ("summary", "last", "all")
 
@@ -28,6 +32,9 @@ _open_lock = threading.Lock()
 
 class Capture:
     """Captures the statistics of a model's attention heads; see `capture` for the arguments.
+
+    Args:
+        watch: is shown every call that is recorded, with its tensors; what it keeps is its own affair.
 
     Attributes:
         groups: names of the groups of the sequences of the next batches, one per sequence; None for one group "all".
@@ -46,6 +53,7 @@ class Capture:
         queries: int | None = None,
         every: int = 1,
         histogram: bool = False,
+        watch: Watcher | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -64,6 +72,7 @@ class Capture:
         self._steps = Steps(every)
         self._undo = ExitStack()
         self._lock = threading.Lock()  # several threads may run the model
+        self._watcher = watch
 
     def __enter__(self) -> Capture:
         mine = set(self.model.modules())
@@ -195,6 +204,11 @@ class Capture:
             self._phases[phase].add(module, values, counted, self.groups, heads=heads)
             assert isinstance(self.stats, KeptStats)
             self.stats.keep(module, stats)
+
+    def watch(self, module: str, call: ServedCall, out: Tensor, stats: HeadStats) -> None:
+        """Show a call to who asked for it."""
+        if self._watcher is not None:
+            self._watcher(module, call, out, stats)
 
     def _heads_of(self, module: str, given: int, width: int) -> tuple[Heads, list[int] | None]:
         """The heads that count of those a call was given, so wide, and their places among them; None for all places.

@@ -73,6 +73,16 @@ def attention(
     return out, stats
 
 
+def probabilities(query: Tensor, key: Tensor, options: Options, extras: Extras) -> tuple[Tensor, Tensor | None]:
+    """(prob (B, H, Q, K), null_mass (B, H, Q) with sink_logits) of so few rows that their map may be made."""
+    position_Q, key_K = _positions(query, key, options)
+    scores_BHQK = _scores(query, key, options, extras)
+    seen_BHQK = _seen(scores_BHQK, position_Q, key_K, options, extras)
+    scores_BHQK = scores_BHQK.masked_fill(~seen_BHQK, -torch.inf)
+    _, log_prob_BHQK, null_mass_BHQ = _softmax(scores_BHQK, seen_BHQK, extras.sink_logits)
+    return torch.where(seen_BHQK, log_prob_BHQK.exp(), 0.0), null_mass_BHQ
+
+
 def attention_varlen(
     query: Tensor,
     key: Tensor,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
 from attncap.annotations import Annotations
 from attncap.types import HeadStats, StatSpec
+
+if TYPE_CHECKING:
+    from attncap.adapters.served import ServedCall
 
 PREFILL, DECODE = "prefill", "decode"
 PHASES = (PREFILL, DECODE)
@@ -50,6 +53,9 @@ class Sink(Protocol):
         Args:
             width: of the output of one head.
         """
+
+    def watch(self, module: str, call: ServedCall, out: Tensor, stats: HeadStats) -> None:
+        """See the tensors of a call that was recorded; out (B, H, Q, E)."""
 
 
 class Adapter(Protocol):

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from attncap.adapters import PREFILL, Sink, named_modules
 from attncap.adapters.inspection import calls_torch_itself
 from attncap.adapters.modules import ModuleAdapter
+from attncap.adapters.served import ServedCall
 from attncap.adapters.transformers import TransformersAdapter
 from attncap.annotations import Annotations
 from attncap.types import HeadStats, StatSpec
@@ -82,3 +83,7 @@ class _Noting:
     ) -> None:
         """See `Sink`."""
         self._sink.record(module, stats, annotations, seen_keys, key_mask, phase, width=width)
+
+    def watch(self, module: str, call: ServedCall, out: Tensor, stats: HeadStats) -> None:
+        """See `Sink`."""
+        self._sink.watch(module, call, out, stats)

@@ -158,8 +158,12 @@ def computed(call: ServedCall, sink: Sink) -> tuple[Tensor, Callable[[str], None
     seen = call.seen_keys
     if seen is None:
         seen = keys_seen(call.attn_mask, causal=call.causal, query=call.query, key=call.key)
-    width = call.value.shape[-1]
-    return out, lambda name: sink.record(name, stats, notes, seen, call.key_mask, call.phase, width=width)
+
+    def record(name: str) -> None:
+        sink.record(name, stats, notes, seen, call.key_mask, call.phase, width=call.value.shape[-1])
+        sink.watch(name, call, out, stats)
+
+    return out, record
 
 
 def fitting(annotations: Annotations | None, name: str, query: Tensor, key: Tensor) -> Annotations:

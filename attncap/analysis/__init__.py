@@ -2,8 +2,49 @@
 
 from __future__ import annotations
 
+from attncap.analysis.ablation import PruningPoint, ablate, pruning_curve
+from attncap.analysis.circuits import Circuits, circuits, composition
 from attncap.analysis.compare import Comparison, HeadDifference, compare
 from attncap.analysis.detect import detect_head
+from attncap.analysis.importance import head_importance
+from attncap.analysis.mixing import MixingRatio, mixing_ratio
+from attncap.analysis.patterns import (
+    HeadPattern,
+    Needle,
+    PositionalHead,
+    find_patterns,
+    positional_heads,
+    retrieval_scores,
+)
 from attncap.analysis.roles import HeadRole, Role, RoleResult, find_roles
+from attncap.analysis.similarity import HeadDistances, clusters, coordinates, head_distances
 
-__all__ = ["Comparison", "HeadDifference", "HeadRole", "Role", "RoleResult", "compare", "detect_head", "find_roles"]
+__all__ = [
+    "Circuits",
+    "Comparison",
+    "HeadDifference",
+    "HeadDistances",
+    "HeadPattern",
+    "HeadRole",
+    "MixingRatio",
+    "Needle",
+    "PositionalHead",
+    "PruningPoint",
+    "Role",
+    "RoleResult",
+    "ablate",
+    "circuits",
+    "clusters",
+    "compare",
+    "composition",
+    "coordinates",
+    "detect_head",
+    "find_patterns",
+    "find_roles",
+    "head_distances",
+    "head_importance",
+    "mixing_ratio",
+    "positional_heads",
+    "pruning_curve",
+    "retrieval_scores",
+]

@@ -111,7 +111,7 @@ def find_roles(
         spec: the StatSpec of the run as a mapping (``sink``, ``diagonal``, ... change what a statistic means).
         tags: names of the run's tags, each of which is a role.
     """
-    means = _means_by_stat(heads)
+    means = means_by_stat(heads)
     return tuple(RoleResult(role, _ranked(role, means)) for role in _roles(means, spec or {}, tags))
 
 
@@ -208,7 +208,7 @@ def _ranked(role: Role, means: Mapping[str, Sequence[HeadRole]]) -> tuple[HeadRo
     return tuple(sorted(found, key=lambda head: (sign * head.mean, head.layer, head.head)))
 
 
-def _means_by_stat(heads: pyarrow.Table) -> dict[str, list[HeadRole]]:
+def means_by_stat(heads: pyarrow.Table) -> dict[str, list[HeadRole]]:
     """statistic -> mean of each head over all groups; heads that counted nothing are left out."""
     names = ("layer", "module", "head", "stat", "group", "count", "mean")
     rows = zip(*(heads.column(name).to_pylist() for name in names), strict=True)
