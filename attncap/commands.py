@@ -135,6 +135,9 @@ def scan_command(
     ] = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
+    tensor_parallel: Annotated[
+        int, typer.Option(help="Processes of torchrun that run the model together, each with its share of the heads.")
+    ] = 1,
     workers: Annotated[
         int | None, typer.Option(help="Batches computed side by side; default: the CPU's cores.")
     ] = None,
@@ -166,6 +169,7 @@ def scan_command(
             workers=workers,
             keep=tuple(_listed(keep)),
             shard_characters=shard_characters,
+            tensor_parallel=tensor_parallel,
             model=dict(_model_option(option) for option in model_option or ()),
         )
     except UsageError:

@@ -60,6 +60,20 @@ def save_gpt2(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def save_llama(folder: Path) -> Path:
+    """A random Llama of two layers, four heads and two key/value heads, whose words are those of `save_gpt2`."""
+    import transformers
+
+    save_gpt2(folder)
+    sizes = {"vocab_size": len(_WORDS), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": LAYERS}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = transformers.LlamaConfig(**sizes, **heads, max_position_embeddings=40, initializer_range=0.6)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.LlamaModel(config).save_pretrained(folder)
+    return folder
+
+
 def texts(number: int, seed: int = 0, longest: int = 45) -> list[str]:
     """Documents of 1 to `longest` words, some longer than the model takes."""
     source = random.Random(seed)
