@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -104,6 +105,7 @@ def child_of(order, rank):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     if order["workers"]:
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(order["workers"]), LOCAL_RANK=str(rank))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(order["port"]), GLOO_SOCKET_IFNAME="lo")
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -151,10 +153,18 @@ class CommandHost:
         return code, seconds
 
     def run_workers(
-        self, arguments: Sequence[Any], workers: int, kills: Sequence[tuple[float, int]] = ()
+        self,
+        arguments: Sequence[Any],
+        workers: int,
+        kills: Sequence[tuple[float, int]] = (),
+        signal: int = SIGKILL,
+        after: Path | None = None,
     ) -> tuple[list[int], float]:
-        """(exit codes, seconds) of one command started so many times, as torchrun does; kills are (delay, rank)."""
-        return self._give(arguments, workers, SIGKILL, kills, None)
+        """(exit codes, seconds) of one command started so many times, as torchrun does.
+
+        `signal` is sent at `kills`, (delay, rank) each, counted from the start or from when the file `after` is there.
+        """
+        return self._give(arguments, workers, signal, kills, after)
 
     def _give(
         self,
@@ -166,6 +176,8 @@ class CommandHost:
     ) -> tuple[list[int], float]:
         order = {"arguments": [str(argument) for argument in arguments], "workers": workers, "signal": int(signal)}
         order |= {"kills": list(kills), "after": str(after) if after else None, "log": str(self._log)}
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            order["port"] = free.getsockname()[1]
         assert self._host.stdin is not None
         assert self._host.stdout is not None
         self._host.stdin.write(json.dumps(order) + "\n")
