@@ -112,7 +112,6 @@ def test_a_termination_signal_to_all_ends_the_batch_in_progress(
     codes, _ = host.run_workers(arguments, 2, kills, signal.SIGTERM, after=tmp_path / "run" / "scan.json")
     assert codes == [130, 130], host.log()
     assert "stopped; finished shards are kept, the same command goes on from there" in host.log()
-    assert "Traceback" not in host.log()
 
 
 def test_a_model_that_has_no_plan_is_refused_by_all(folder: Path, tmp_path: Path, host: tiny.CommandHost) -> None:
