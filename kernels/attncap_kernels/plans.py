@@ -21,15 +21,16 @@ class Tiles:
     stages: int
 
 
-# By the larger of the padded head dims. A larger tile has fewer instructions for each score, until registers spill:
-# with every statistic on, none of these do (benchmarks/gate).
-HALF = {
+# By the larger of the padded head dims. A larger tile has fewer instructions for each score, until registers spill
+# (benchmarks/gate shows both). Hopper multiplies matrices without holding them in registers.
+HALF_ON_HOPPER = {
     16: Tiles(128, 128, 8, 3),
     32: Tiles(128, 128, 8, 3),
     64: Tiles(128, 128, 8, 3),
     128: Tiles(128, 64, 8, 3),
     256: Tiles(64, 32, 8, 3),
 }
+HALF = {pad: Tiles(128, 32, 8, 3) for pad in (16, 32, 64, 128)} | {256: Tiles(32, 32, 4, 2)}
 FLOAT = {
     16: Tiles(64, 32, 4, 2),
     32: Tiles(64, 32, 4, 2),
@@ -52,6 +53,14 @@ MOST_PARTS = 64
 ENOUGH_PROGRAMS = 128  # about as many as a large card has multiprocessors
 
 
+def on_hopper() -> bool:
+    """Whether kernels are compiled for compute capability 9."""
+    if triton.knobs.runtime.interpret:
+        return False
+    target = triton.runtime.driver.active.get_current_target()
+    return bool(target.backend == "cuda" and target.arch // 10 == 9)
+
+
 def tiles_for(
     pad: int, dtype: torch.dtype, rows: int, topk: int = 0, *, tags: bool = False, masked: bool = False
 ) -> Tiles:
@@ -62,7 +71,7 @@ def tiles_for(
     if dtype == torch.float32:
         tiles = (FLOAT_WITH_TAGS if tags else FLOAT)[pad]
     else:
-        tiles = (HALF_WITH_TAGS if tags else HALF)[pad]
+        tiles = (HALF_WITH_TAGS if tags else HALF_ON_HOPPER if on_hopper() else HALF)[pad]
     if triton.knobs.runtime.interpret:
         tiles = INTERPRETED
     if masked:
