@@ -36,10 +36,6 @@ _CHUNK = {"cpu": 1 << 18}
 _CHUNK_ELSEWHERE = 1 << 24
 
 
-Observer = Callable[[str, Mapping[str, Tensor], dict[str, Tensor]], None]
-"""Told of (module, values, rows that count per statistic) as they are given to `Accumulator.add`."""
-
-
 @dataclass(frozen=True)
 class HeadRow:
     """One line of heads.parquet. NaN where nothing was counted, and p05..p95 without a histogram."""
@@ -65,6 +61,10 @@ class Heads:
 
     numbers: tuple[int, ...]
     total: int
+
+
+Observer = Callable[[str, Mapping[str, Tensor], dict[str, Tensor], Heads], None]
+"""Told of (module, values, rows that count per statistic, heads) as they are given to `Accumulator.add`."""
 
 
 class Accumulator:
@@ -122,7 +122,7 @@ class Accumulator:
             return
         if self.observer is not None:
             by_name = dict.fromkeys(values, counted) if isinstance(counted, Tensor) else dict(counted)
-            self.observer(module, values, by_name)
+            self.observer(module, values, by_name, heads)
         members = _members(groups)
         by_length: dict[int, list[str]] = {}
         for name, value in values.items():

@@ -19,7 +19,7 @@ from attncap.corpus import CorpusOptions
 from attncap.models import BUILTIN_MINILM, DTYPES
 from attncap.options import ScanOptions
 from attncap.plan import DEFAULT_TAGS, TAG_NAMES
-from attncap.progress import plural, progress_for
+from attncap.progress import Progress, plural, progress_for
 from attncap.scan import DEFAULT_SPEC, scan
 from attncap.store import Run
 from attncap.tables import KINDS
@@ -135,6 +135,9 @@ def scan_command(
     ] = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
+    tensor_parallel: Annotated[
+        int, typer.Option(help="Processes of torchrun that run the model together, each with its share of the heads.")
+    ] = 1,
     workers: Annotated[
         int | None, typer.Option(help="Batches computed side by side; default: the CPU's cores.")
     ] = None,
@@ -166,6 +169,7 @@ def scan_command(
             workers=workers,
             keep=tuple(_listed(keep)),
             shard_characters=shard_characters,
+            tensor_parallel=tensor_parallel,
             model=dict(_model_option(option) for option in model_option or ()),
         )
     except UsageError:
@@ -280,7 +284,7 @@ def _scan(
     place = find_place()
     with progress_for(sys.stderr, f"worker {place.rank} of {place.size}" if place.launched else "") as progress:
         try:
-            with _termination_interrupts():
+            with _signals_interrupt(progress):
                 return scan(
                     model, corpus, output, spec=spec, corpus_options=corpus_options, options=options, progress=progress
                 )
@@ -290,21 +294,27 @@ def _scan(
 
 
 @contextlib.contextmanager
-def _termination_interrupts() -> Iterator[None]:
+def _signals_interrupt(progress: Progress) -> Iterator[None]:
     """What launchers and batch systems send to end a process ends the step in progress first, as Ctrl-C does."""
 
-    def interrupt(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    def interrupt(number: int, _: object) -> None:
+        progress.interrupted = True
+        if number == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, handler in before.items():
+        if number == signal.SIGTERM or handler is signal.default_int_handler:  # in the background it is ignored
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _summary(finished: Run) -> None:

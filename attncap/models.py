@@ -30,6 +30,7 @@ DTYPES = {
 # A tokenizer without a limit says so with a number like 1e30.
 _NO_LIMIT = 10**9
 _HUB_SECONDS = 10.0
+_INCIDENTAL = ("transformers_version", "attn_implementation", "distributed_config")
 
 
 class ModelError(AttncapError, ValueError):
@@ -81,7 +82,12 @@ class LoadedModel:
 
 
 def load_model(
-    name: str, *, dtype: str = "auto", device: str = "cpu", options: Mapping[str, Any] | None = None
+    name: str,
+    dtype: str = "auto",
+    device: str = "cpu",
+    options: Mapping[str, Any] | None = None,
+    *,
+    tensor_parallel: int = 1,
 ) -> LoadedModel:
     """Load a model for scanning.
 
@@ -91,6 +97,8 @@ def load_model(
         device: a torch device.
         options: further arguments of Transformers' ``from_pretrained``: ``device_map``, ``quantization_config``,
             ``max_memory``, ``offload_folder``, ... With a ``device_map`` the parts stay where it put them.
+        tensor_parallel: as many processes, those of torch's process group, each load their share of the weights by
+            the model's own plan; all of them call this at once.
 
     Raises:
         ModelError: there is no such model, or it is not one that reads text or images.
@@ -109,7 +117,7 @@ def load_model(
             reader = transformers.AutoImageProcessor if reads_images else transformers.AutoTokenizer
             reader = reader.from_pretrained(place, local_files_only=local)
             model = transformers.AutoModel.from_pretrained(
-                place, local_files_only=local, dtype=DTYPES[dtype], **(options or {})
+                place, local_files_only=local, dtype=DTYPES[dtype], **(options or {}), **_distribution(tensor_parallel)
             )
         except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
             refuse_interrupt(error)
@@ -128,6 +136,7 @@ def load_model(
         _check_tokenizer(name, tokenizer, model)
     text_config = model.config.get_text_config()
     placed = getattr(model, "hf_device_map", None) is not None or getattr(model, "is_quantized", False)
+    placed = placed or tensor_parallel > 1
     return LoadedModel(
         model=model if placed else model.to(device),
         tokenizer=tokenizer,
@@ -183,6 +192,18 @@ def _place(name: str) -> tuple[str, bool]:
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
         raise ModelError(f"{name!r}: no such folder")
     return name, False
+
+
+def _distribution(processes: int) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that spread a model over processes."""
+    if processes == 1:
+        return {}
+    try:
+        from transformers.distributed import DistributedConfig
+
+        return {"distributed_config": DistributedConfig(tp_size=processes)}
+    except (ImportError, TypeError) as error:
+        raise ModelError("--tensor-parallel: needs a newer release of transformers (5.20 has what it takes)") from error
 
 
 def _check_hub(name: str) -> None:
@@ -258,6 +279,8 @@ def _fingerprint(model: nn.Module, reader: Any) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if tensor.is_meta:  # on disk until its layer runs
             tensor = _offloaded(model, name)
+        if hasattr(tensor, "full_tensor"):  # spread over processes, which all come by here
+            tensor = tensor.full_tensor()
         tensor = tensor.cpu().contiguous()
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     if not hasattr(reader, "get_vocab"):
@@ -287,7 +310,7 @@ def _offloaded(model: nn.Module, name: str) -> Tensor:
 
 def _incidental(name: str) -> bool:
     """Entries of a configuration that say where a model was loaded from and by what, not what it computes."""
-    return name.startswith("_") or name in ("transformers_version", "attn_implementation")
+    return name.startswith("_") or name in _INCIDENTAL
 
 
 @contextlib.contextmanager

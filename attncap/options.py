@@ -10,6 +10,9 @@ from attncap.models import DTYPES
 from attncap.plan import TAG_NAMES
 from attncap.tables import KINDS
 
+_LEAST = {"max_tokens": 3, "batch_tokens": 1, "workers": 1, "shard_characters": 1, "tensor_parallel": 1}
+_PLANS = ("tp_plan", "tp_size", "distributed_config", "device_mesh")
+
 
 @dataclass(frozen=True)
 class ScanOptions:
@@ -26,6 +29,7 @@ class ScanOptions:
             device. A shard's summary takes about 1.3 KB per head and statistic, however long the shard is, and a kill
             costs a shard; see docs/scale.md.
         model: arguments of Transformers' ``from_pretrained`` (see `attncap.models.load_model`).
+        tensor_parallel: processes of the launch that run the model together, each with its share of the heads.
         workers: shards computed at once; None = the CPU threads that torch has. Without influence on the result.
     """
 
@@ -37,6 +41,7 @@ class ScanOptions:
     workers: int | None = None
     keep: tuple[str, ...] = ()
     shard_characters: int | None = None
+    tensor_parallel: int = 1
     model: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -51,7 +56,10 @@ class ScanOptions:
                 raise ValueError(f"tags: expected each name once, got {tag} {tags.count(tag)} times")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        for name, low in (("max_tokens", 3), ("batch_tokens", 1), ("workers", 1), ("shard_characters", 1)):
+        for name, low in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ValueError(f"{name}: expected at least {low}, got {value}")
+        for name in _PLANS:
+            if name in self.model:
+                raise ValueError(f"model_option: give --tensor-parallel, a number of processes, instead of {name}")

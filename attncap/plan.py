@@ -120,6 +120,7 @@ def make_plan(
             "device": work.device.type,
             "keep": list(work.keep),
             "model": dict(model_options),
+            **({"tensor_parallel": work.team.size} if work.team.size > 1 else {}),
         },
         "versions": {
             "attncap": attncap.__version__,

@@ -15,10 +15,15 @@ class Progress:
     """Counts documents and tokens and shows nothing; the others show it.
 
     `advance` may be called from several threads.
+
+    Attributes:
+        interrupted: whether the process was told to end; the next `advance` raises KeyboardInterrupt then. What a
+            signal's handler raises is lost where it happens to run inside a callback of the interpreter's.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.interrupted = False
         self.total = 0
         self.documents = 0  # done in all
         self.own_documents = 0  # done since the start
@@ -49,6 +54,8 @@ class Progress:
             self.own_documents += documents
             self.tokens += tokens
             self._show()
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def reached(self, documents: int) -> None:
         """So many documents are done in all, those of other workers included."""

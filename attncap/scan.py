@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from attncap.claims import Claims, Place, find_place
+from attncap.claims import Claims, find_place
 from attncap.corpus import Corpus, CorpusError, CorpusOptions, ShardSize, Survey
 from attncap.extras import require
 from attncap.ledger import Ledger, Merged, PartDamagedError
@@ -32,9 +32,10 @@ from attncap.options import ScanOptions
 from attncap.parts import Part
 from attncap.plan import check_capturable, differences, identity, make_plan, names_another, tag_functions
 from attncap.progress import Progress, plural
-from attncap.shards import ShardResult, Work, one_thread_per_operator, run_shards
+from attncap.shards import ShardResult, Work, follow, one_thread_per_operator, run_shards
 from attncap.store import Run, RunDamagedError, RunError, RunFolder, RunMismatchError, read_run
 from attncap.tables import ROWS, estimated_bytes, write_table
+from attncap.team import BEGIN, Team
 from attncap.types import AttncapError, StatSpec
 from attncap.workers import WorkerNote
 
@@ -95,12 +96,19 @@ def scan(
     place = find_place()
     device = choose_device(options.device, place.local_rank)
     try:
-        with folder.lock(shared=place.launched):
-            folder.check_usable()
-            loaded = load_model(model, dtype=options.dtype, device=str(device), options=options.model)
-            with ExitStack() as undo:
+        with Team(place, options.tensor_parallel) as team, ExitStack() as undo:
+            claims = None
+            if team.rank == 0:
+                undo.enter_context(folder.lock(shared=place.launched))
+                folder.check_usable()
+                team.tell(BEGIN)
                 claims = None if folder.is_read_only else undo.enter_context(closing(folder.claims()))
-                _prepare(folder, documents, loaded, spec, options, device, progress, place, claims).run()
+            else:
+                team.hear()
+            with team.step():
+                loaded = load_model(model, options.dtype, str(device), options.model, tensor_parallel=team.size)
+                prepared = _prepare(folder, documents, loaded, spec, options, device, progress, team, claims)
+            prepared.run() if team.rank == 0 else prepared.follow()
     except OSError as error:
         reason, file = error.strerror or str(error), f" ({error.filename})" if error.filename else ""
         if error.errno not in _DISK_ERRORS:
@@ -127,18 +135,18 @@ class _Scan:
         options: ScanOptions,
         device: torch.device,
         progress: Progress,
-        place: Place,
+        team: Team,
         claims: Claims | None,
     ) -> None:
         self._folder = folder
         self._corpus = corpus
         self._options = options
         self._progress = progress
-        self._place = place
+        self._place = team.place
         self._claims = claims
         tags = tag_functions(loaded, options.tags, progress.message)
         check_capturable(loaded, spec, tags)
-        device = loaded.device if options.model else device
+        device = loaded.device if options.model or team.size > 1 else device
         self._size = SHARD_SIZE if device.type == "cpu" else SHARD_SIZE_ELSEWHERE
         if (characters := options.shard_characters) is not None:
             documents = max(1, characters * self._size.documents // self._size.characters)
@@ -147,7 +155,11 @@ class _Scan:
         limits = [limit for limit in (loaded.max_tokens, options.max_tokens) if limit is not None]
         batch_tokens = options.batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)
         longest, keep = min(limits, default=None), tuple(dict.fromkeys(options.keep))
-        self._work = Work(loaded, spec, tags, longest, batch_tokens, device, keep, self._leave_out)
+        self._work = Work(loaded, spec, tags, longest, batch_tokens, device, keep, self._leave_out, team)
+
+    def follow(self) -> None:
+        """Compute what the leader of the team says."""
+        follow(self._work)
 
     def run(self) -> None:
         """Do what is left to do, beside the other workers of the run if there are any."""
@@ -297,7 +309,7 @@ class _Scan:
             self._keep(result)
 
         # torch was told to take one thread an operator; `_threads` is what it had before.
-        alone = self._work.device.type != "cpu" or self._work.loaded.is_placed
+        alone = self._work.device.type != "cpu" or self._work.loaded.is_placed or self._work.team.size > 1
         workers = 1 if alone else self._options.workers or self._threads
         shards = self._corpus.shards(self._survey, self._size, wanted, self._claim)
         run_shards(self._work, shards, min(workers, len(wanted)), keep, self._progress.advance)
@@ -383,12 +395,12 @@ def _prepare(
     options: ScanOptions,
     device: torch.device,
     progress: Progress,
-    place: Place,
+    team: Team,
     claims: Claims | None,
 ) -> _Scan:
     """The scan, or why there can be none."""
     try:
-        return _Scan(folder, corpus, loaded, spec, options, device, progress, place, claims)
+        return _Scan(folder, corpus, loaded, spec, options, device, progress, team, claims)
     except AttncapError:
         raise
     except (TypeError, ValueError) as error:

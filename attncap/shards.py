@@ -13,18 +13,20 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from attncap.accumulate import Accumulator
+from attncap.accumulate import Accumulator, Heads
 from attncap.annotations import TagFunction
 from attncap.capture import Capture
+from attncap.claims import Place
 from attncap.corpus import Shard
 from attncap.encode import Encoded, EncodedShard, batches, encode, pad
 from attncap.models import LoadedModel
 from attncap.tables import Keeper
+from attncap.team import BATCH, COLLECT, SHARD, Team, only_the_leader_is_interrupted
 from attncap.types import AttncapError, StatSpec
 
 Advance = Callable[[int, int], None]
@@ -54,6 +56,7 @@ class Work:
         batch_tokens: a batch holds at most this many tokens, padding counted, or one document.
         keep: out of `attncap.tables.KINDS`.
         leave_out: told which documents the model cannot read.
+        team: the processes that run the model together.
     """
 
     loaded: LoadedModel
@@ -64,6 +67,7 @@ class Work:
     device: torch.device
     keep: tuple[str, ...] = ()
     leave_out: Callable[[str], None] = lambda _: None
+    team: Team = field(default_factory=lambda: Team(Place(), 1))
 
 
 class _StoppedError(Exception):
@@ -135,27 +139,90 @@ def _share_weights(model: nn.Module) -> nn.Module:
     return replica
 
 
+class _Recording:
+    """What one process counts of one shard."""
+
+    def __init__(self, work: Work, capture: Capture, shard: int) -> None:
+        self._work, self._capture, self._shard = work, capture, shard
+        self.accumulator = Accumulator(histogram=True) if work.team.rank == 0 else _Share(histogram=True)
+        self.keeper = Keeper(work.keep)
+        if work.keep:
+            self.accumulator.observer = self.keeper.observe
+            capture.stats = self.keeper
+        capture.accumulator = self.accumulator
+
+    def add(self, batch: Sequence[Encoded]) -> None:
+        """Run the model on a batch."""
+        self.keeper.begin(batch)
+        self._capture.groups = [sequence.group for sequence in batch]
+        with self._work.team.step():
+            _forward(self._work, self._capture, batch, self._shard)
+
+    def collect(self) -> None:
+        """Add what the other processes of the team have counted."""
+        if self._work.team.size == 1:
+            return
+        mine = self._work.team.rank == 0
+        share = None if mine else (self.accumulator.to_bytes(), self.keeper.parts)
+        for counted, parts in self._work.team.gather(share)[1:]:
+            self.accumulator.merge(Accumulator.from_bytes(counted))
+            for kind, columns in parts.items():
+                self.keeper.parts[kind].extend(columns)
+
+
+class _Share(Accumulator):
+    """Counts modules whose heads are divided among the processes; the leader counts those that each has whole."""
+
+    def add(
+        self,
+        module: str,
+        values: Mapping[str, Tensor],
+        counted: Mapping[str, Tensor] | Tensor,
+        groups: Sequence[str] | None = None,
+        *,
+        heads: Heads | None = None,
+    ) -> None:
+        if heads is not None and len(heads.numbers) < heads.total:
+            super().add(module, values, counted, groups, heads=heads)
+
+
 def _run_shard(
     work: Work, shard: EncodedShard, idle: queue.SimpleQueue[Capture], stop: threading.Event, advance: Advance
 ) -> ShardResult:
     capture = idle.get()
-    accumulator = Accumulator(histogram=True)
-    keeper = Keeper(work.keep)
-    if work.keep:
-        accumulator.observer = keeper.observe
-        capture.stats = keeper
-    capture.accumulator = accumulator
     try:
+        work.team.tell(SHARD, shard.index)
+        recording = _Recording(work, capture, shard.index)
         for batch in batches(shard.sequences, work.batch_tokens):
             if stop.is_set():
                 raise _StoppedError
-            keeper.begin(batch)
-            capture.groups = [sequence.group for sequence in batch]
-            _forward(work, capture, batch, shard.index)
+            work.team.tell(BATCH, batch)
+            recording.add(batch)
             advance(len(batch), sum(sequence.length for sequence in batch))
-        return ShardResult(shard.index, accumulator, shard.counts, keeper.tables())
+        work.team.tell(COLLECT)
+        recording.collect()
+        return ShardResult(shard.index, recording.accumulator, shard.counts, recording.keeper.tables())
     finally:
         idle.put(capture)
+
+
+def follow(work: Work) -> None:
+    """Compute what the leader of the team says, until it says that it is over.
+
+    Raises:
+        TeamError, KeyboardInterrupt: it failed, or was stopped.
+    """
+    with only_the_leader_is_interrupted(), ExitStack() as undo:
+        undo.enter_context(one_thread_per_operator())
+        capture = _open_captures(undo, work, 1).get()
+        while (heard := work.team.hear())[0] in (SHARD, BATCH, COLLECT):
+            what, content = heard
+            if what == SHARD:
+                recording = _Recording(work, capture, content)
+            elif what == BATCH:
+                recording.add(content)
+            else:
+                recording.collect()
 
 
 def _forward(work: Work, capture: Capture, batch: Sequence[Encoded], shard: int) -> None:

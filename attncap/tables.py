@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncap.accumulate import canonical_order
+from attncap.accumulate import Heads, canonical_order
 from attncap.capture import KeptStats
 from attncap.encode import Encoded
 from attncap.extras import require
@@ -45,37 +45,39 @@ class Keeper(KeptStats):
         self._columns: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
         self._batch: Sequence[Encoded] = ()
         self._calls: dict[str, int] = {}
-        self._values: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] = ({}, {})
+        self._observed: tuple[Mapping[str, Tensor], Mapping[str, Tensor], Heads] | None = None
 
     def begin(self, batch: Sequence[Encoded]) -> None:
         """The documents of the forward that follows."""
         self._batch, self._calls = batch, {}
 
-    def observe(self, module: str, values: Mapping[str, Tensor], counted: dict[str, Tensor]) -> None:
-        """Statistics of a call, name -> (B, H, N), and which rows count; `keep` follows."""
-        self._values = values, counted
+    def observe(self, module: str, values: Mapping[str, Tensor], counted: dict[str, Tensor], heads: Heads) -> None:
+        """Statistics of a call, name -> (B, H, N), which rows count, and which heads these are; `keep` follows."""
+        self._observed = values, counted, heads
 
     def keep(self, module: str, stats: HeadStats) -> None:
         """Take the statistics of one call."""
         call = self._calls[module] = self._calls.get(module, -1) + 1
-        values, counted = self._values
+        if self._observed is None:  # other processes hand these heads in
+            return
+        (values, counted, heads), self._observed = self._observed, None
         if SEQUENCES in self._kinds:
-            columns = {**self._documents(stats.lse.shape[1]), **_sequence_columns(values, counted)}
+            columns = {**self._documents(heads), **_sequence_columns(values, counted)}
             if stats.topk_index is not None and stats.topk_index.shape[-1]:
                 columns |= _focus_columns(stats.topk_index[..., 0], stats.lse != -torch.inf)
             self._add(SEQUENCES, module, call, columns)
         if ROWS in self._kinds:
-            self._add(ROWS, module, call, self._row_columns(values, counted, stats))
+            self._add(ROWS, module, call, self._row_columns(values, counted, stats, heads))
 
-    def _documents(self, heads: int) -> dict[str, Any]:
+    def _documents(self, heads: Heads) -> dict[str, Any]:
         """Columns that say which document and head, (B * H) each."""
-        of_each = [(one.number, one.group, one.length) for one in self._batch for _ in range(heads)]
+        of_each = [(one.number, one.group, one.length) for one in self._batch for _ in heads.numbers]
         numbers, groups, lengths = zip(*of_each, strict=True)
-        head = np.tile(np.arange(heads), len(self._batch))
+        head = np.tile(np.array(heads.numbers), len(self._batch))
         return {"document": np.array(numbers), "group": list(groups), "tokens": np.array(lengths), "head": head}
 
     def _row_columns(
-        self, values: Mapping[str, Tensor], counted: Mapping[str, Tensor], stats: HeadStats
+        self, values: Mapping[str, Tensor], counted: Mapping[str, Tensor], stats: HeadStats, heads: Heads
     ) -> dict[str, Any]:
         """Columns of the rows that count, those of a document and head together."""
         wanted = (stats.lse != -torch.inf).cpu()
@@ -84,7 +86,7 @@ class Keeper(KeptStats):
         columns: dict[str, Any] = {
             "document": np.array([one.number for one in self._batch])[batch],
             "group": [self._batch[place].group for place in batch.tolist()],
-            "head": head.numpy(),
+            "head": np.array(heads.numbers)[head],
             "position": position.numpy(),
             "token": np.array(
                 [int(tokens[b][p]) if p < len(tokens[b]) else -1 for b, p in zip(batch, position, strict=True)]
@@ -102,6 +104,11 @@ class Keeper(KeptStats):
     def _add(self, kind: str, module: str, call: int, columns: dict[str, Any]) -> None:
         length = len(columns["document"])
         self._columns[kind].append({**columns, "module": [module] * length, "call": np.full(length, call)})
+
+    @property
+    def parts(self) -> dict[str, list[dict[str, Any]]]:
+        """Kind -> what the table is made of; parts of other processes may be added."""
+        return self._columns
 
     def tables(self) -> dict[str, bytes]:
         """Kind -> the table of the shard as an Arrow stream, by document, module in order of execution, call, head."""

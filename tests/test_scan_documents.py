@@ -140,11 +140,11 @@ def test_too_many_groups_are_refused(tmp_path: Path) -> None:
 
 
 @functools.cache
-def eager_maps(folder: Path, number: int) -> tuple[np.ndarray, list[int]]:
-    """(layers, heads, N, N) of the eager model over a document, and its tokens."""
+def eager_maps(folder: Path, document: int | str) -> tuple[np.ndarray, list[int]]:
+    """(layers, heads, N, N) of the eager model over a document of the corpus, or a text, and its tokens."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
     model = transformers.AutoModel.from_pretrained(folder / "model", attn_implementation="eager").eval()
-    text = tiny.texts(70, seed=5)[number]
+    text = document if isinstance(document, str) else tiny.texts(70, seed=5)[document]
     inputs = tokenizer(text, truncation=True, max_length=tiny.LONGEST, return_tensors="pt")
     with torch.no_grad():
         maps = torch.cat(model(**inputs, output_attentions=True).attentions)
@@ -217,6 +217,56 @@ def test_rows_have_every_position_of_a_document(folder: Path, tmp_path: Path) ->
 def test_rows_need_a_limit(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keep: rows is for single examples, so it needs a limit"):
         scan(str(folder / "model"), [str(folder / "corpus.jsonl")], tmp_path, options=ScanOptions(keep=("rows",)))
+
+
+def test_sink_rate_and_focus_heads_can_be_computed_from_sequences(folder: Path, tmp_path: Path) -> None:
+    """Gu 2025: documents whose first key has more than 0.3 of the mean row. Lyu 2022: most rows look at one key."""
+    options = ScanOptions(workers=1, keep=("sequences",))
+    arguments = {"spec": StatSpec(sink=1), "corpus_options": CorpusOptions(limit=20), "options": options}
+    scan(str(folder / "model"), [str(folder / "corpus.jsonl")], tmp_path / "run", **arguments)
+    frame = pd.read_parquet(tmp_path / "run" / "sequences.parquet")
+    by_head = frame.groupby(["layer", "head"])
+    sink_rate = by_head.sink_mass.agg(lambda mass: (mass > 0.3).mean())
+    focus = by_head.focus_key_share.agg(lambda share: (share > 0.5).mean())
+    assert sink_rate.between(0.01, 0.99).any()
+    assert focus.between(0.01, 0.99).any()
+    maps = [eager_maps(folder, number)[0] for number in range(20)]  # (layers, heads, queries, keys) each
+    for layer, head in sink_rate.index:
+        probabilities = [one[layer, head] for one in maps]
+        assert sink_rate[layer, head] == pytest.approx(np.mean([p[:, 0].mean() > 0.3 for p in probabilities]))
+        most = [np.bincount(np.asarray(p.argmax(-1))).max() / len(p) for p in probabilities]
+        assert focus[layer, head] == pytest.approx(np.mean([share > 0.5 for share in most]))
+
+
+def test_the_retrieval_score_can_be_computed_from_rows(folder: Path, tmp_path: Path) -> None:
+    """Wu 2024: the share of a needle's tokens that a head's top key copies while the answer repeats the needle."""
+    needle, hay = tiny.texts(40, seed=8)[0].split()[:6], tiny.texts(40, seed=9)[3].split()[:8]
+    text = " ".join([*needle, *hay, *needle])
+    tiny.write_jsonl(tmp_path / "corpus.jsonl", [text])
+    place, answer = range(1, 7), range(15, 21)  # after [CLS]
+
+    options = ScanOptions(workers=1, keep=("rows",))
+    corpus = [str(tmp_path / "corpus.jsonl")]
+    scan(str(folder / "model"), corpus, tmp_path / "run", corpus_options=CorpusOptions(limit=1), options=options)
+    frame = pd.read_parquet(tmp_path / "run" / "rows.parquet")
+    maps, tokens = eager_maps(folder, text)
+    scores = {}
+    for (layer, head), rows in frame.groupby(["layer", "head"]):
+        rows = rows.set_index("position")
+        top = rows.topk_index.str[0]
+        # The row before a token of the answer is the one that says it.
+        copied = {
+            rows.token[key]
+            for said in answer
+            if (key := top[said - 1]) in place and rows.token[key] == rows.token[said]
+        }
+        scores[layer, head] = len(copied) / len(set(rows.token[list(place)]))
+        tops = np.asarray(maps[layer, head].argmax(-1))
+        expected = {
+            tokens[said] for said in answer if tops[said - 1] in place and tokens[tops[said - 1]] == tokens[said]
+        }
+        assert scores[layer, head] == len(expected) / len({tokens[key] for key in place})
+    assert max(scores.values()) > 0
 
 
 @pytest.mark.parametrize("damaged", ["00001.sequences.bin", "00002.bin", "sequences.parquet"])

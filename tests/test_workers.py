@@ -19,6 +19,7 @@ from attncap import cli
 from attncap import scan as scan_module
 from attncap.claims import Claims, LauncherError, Place, find_place
 from attncap.corpus import ShardSize
+from attncap.progress import Progress
 from attncap.store import RunFolder, read_run
 from attncap.workers import read_status
 from tests import tiny
@@ -79,7 +80,7 @@ def test_kills_at_random_moments_and_other_numbers_of_workers_change_no_bit(
     run = tmp_path / "run"
     killed = 0
     for _ in range(8):
-        workers = source.randint(1, 5)
+        workers = source.randint(1, 3)
         victims = source.sample(range(workers), source.randint(1, workers))
         kills = [(source.uniform(0.0, 0.5), rank) for rank in victims]
         codes, _ = host.run_workers(command(folder, run), workers, kills)
@@ -273,6 +274,14 @@ def test_status_sees_workers_at_work_and_how_they_ended(
     _, said = status_of(run.path, capsys)
     assert re.search(r"worker 1 of 3 on \S+ \(process \d+\): the model failed", said)
     assert read_status(run.path).died[0].documents == 100
+
+
+def test_an_interrupt_that_python_lost_ends_the_scan_after_a_batch(folder: Path, tmp_path: Path) -> None:
+    progress = Progress()
+    progress.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        scan_module.scan(str(folder / "model"), [str(folder / "corpus.jsonl")], tmp_path / "run", progress=progress)
+    assert not read_status(tmp_path / "run").complete
 
 
 def test_a_termination_signal_is_an_interrupt(folder: Path, tmp_path: Path, host: tiny.CommandHost) -> None:

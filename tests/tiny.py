@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -60,6 +61,20 @@ def save_gpt2(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def save_llama(folder: Path) -> Path:
+    """A random Llama of two layers, four heads and two key/value heads, whose words are those of `save_gpt2`."""
+    import transformers
+
+    save_gpt2(folder)
+    sizes = {"vocab_size": len(_WORDS), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": LAYERS}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = transformers.LlamaConfig(**sizes, **heads, max_position_embeddings=40, initializer_range=0.6)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.LlamaModel(config).save_pretrained(folder)
+    return folder
+
+
 def texts(number: int, seed: int = 0, longest: int = 45) -> list[str]:
     """Documents of 1 to `longest` words, some longer than the model takes."""
     source = random.Random(seed)
@@ -90,6 +105,7 @@ def child_of(order, rank):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     if order["workers"]:
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(order["workers"]), LOCAL_RANK=str(rank))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(order["port"]), GLOO_SOCKET_IFNAME="lo")
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -137,10 +153,18 @@ class CommandHost:
         return code, seconds
 
     def run_workers(
-        self, arguments: Sequence[Any], workers: int, kills: Sequence[tuple[float, int]] = ()
+        self,
+        arguments: Sequence[Any],
+        workers: int,
+        kills: Sequence[tuple[float, int]] = (),
+        signal: int = SIGKILL,
+        after: Path | None = None,
     ) -> tuple[list[int], float]:
-        """(exit codes, seconds) of one command started so many times, as torchrun does; kills are (delay, rank)."""
-        return self._give(arguments, workers, SIGKILL, kills, None)
+        """(exit codes, seconds) of one command started so many times, as torchrun does.
+
+        `signal` is sent at `kills`, (delay, rank) each, counted from the start or from when the file `after` is there.
+        """
+        return self._give(arguments, workers, signal, kills, after)
 
     def _give(
         self,
@@ -152,6 +176,8 @@ class CommandHost:
     ) -> tuple[list[int], float]:
         order = {"arguments": [str(argument) for argument in arguments], "workers": workers, "signal": int(signal)}
         order |= {"kills": list(kills), "after": str(after) if after else None, "log": str(self._log)}
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            order["port"] = free.getsockname()[1]
         assert self._host.stdin is not None
         assert self._host.stdout is not None
         self._host.stdin.write(json.dumps(order) + "\n")
