@@ -12,11 +12,12 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attncap.accumulate import Accumulator
 from attncap.annotations import TagFunction
@@ -70,6 +71,36 @@ class _StoppedError(Exception):
     """The scan was interrupted while this shard was being made."""
 
 
+class _LastCallError(Exception):
+    """A forward has made its last attention call: what is left of it says nothing about heads."""
+
+
+class _ShardCapture(Capture):
+    """A capture that ends each forward after the model's last attention call, once one forward has shown which that is.
+
+    It ends none of a model that did not call all of its attention modules, each once and in their order: there other
+    inputs may lead to other calls.
+    """
+
+    _last_module: str | None = None
+    _called: tuple[str, ...] = ()
+
+    def run(self, inputs: Mapping[str, Tensor]) -> None:
+        """One forward of the model, as far as it is needed."""
+        self._called = ()
+        with suppress(_LastCallError):
+            self.model(**inputs)
+            known = self._adapter.known_layers
+            self._last_module = known[-1] if known and known == self._called else None
+
+    def record(self, module: str, *arguments: Any, **others: Any) -> None:
+        """See `Capture.record`."""
+        super().record(module, *arguments, **others)
+        self._called += (module,)
+        if module == self._last_module:
+            raise _LastCallError
+
+
 def run_shards(
     work: Work, shards: Iterator[Shard], workers: int, done: Callable[[ShardResult], None], advance: Advance
 ) -> None:
@@ -117,14 +148,14 @@ def one_thread_per_operator() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _open_captures(undo: ExitStack, work: Work, workers: int) -> queue.SimpleQueue[Capture]:
+def _open_captures(undo: ExitStack, work: Work, workers: int) -> queue.SimpleQueue[_ShardCapture]:
     """A capture for each worker, each on modules of its own that share the weights."""
-    idle: queue.SimpleQueue[Capture] = queue.SimpleQueue()
+    idle: queue.SimpleQueue[_ShardCapture] = queue.SimpleQueue()
     model = work.loaded.model
     # Copied before the first capture is opened: an open one hangs on the model's modules.
     replicas = [model, *(_share_weights(model) for _ in range(workers - 1))]
     for replica in replicas:
-        idle.put(undo.enter_context(Capture(replica, work.spec, tags=work.tags)))
+        idle.put(undo.enter_context(_ShardCapture(replica, work.spec, tags=work.tags)))
     return idle
 
 
@@ -136,7 +167,7 @@ def _share_weights(model: nn.Module) -> nn.Module:
 
 
 def _run_shard(
-    work: Work, shard: EncodedShard, idle: queue.SimpleQueue[Capture], stop: threading.Event, advance: Advance
+    work: Work, shard: EncodedShard, idle: queue.SimpleQueue[_ShardCapture], stop: threading.Event, advance: Advance
 ) -> ShardResult:
     capture = idle.get()
     accumulator = Accumulator(histogram=True)
@@ -158,11 +189,11 @@ def _run_shard(
         idle.put(capture)
 
 
-def _forward(work: Work, capture: Capture, batch: Sequence[Encoded], shard: int) -> None:
+def _forward(work: Work, capture: _ShardCapture, batch: Sequence[Encoded], shard: int) -> None:
     inputs = {name: tensor.to(work.device) for name, tensor in pad(batch, work.loaded.tokenizer).items()}
     try:
         with torch.inference_mode():
-            capture.model(**inputs)
+            capture.run(inputs)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ScanError(
             f"shard {shard}: out of memory on {work.device} with {len(batch)} documents of up to "
