@@ -1,6 +1,6 @@
 """Sums over rows in torch's own operators, for tensors on any device; nothing here waits for it.
 
-    S statistics   B sequences   H heads   N rows
+S statistics   B sequences   H heads   N rows
 """
 
 from __future__ import annotations

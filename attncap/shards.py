@@ -80,24 +80,28 @@ class _ShardCapture(Capture):
 
     It ends none of a model that did not call all of its attention modules, each once and in their order: there other
     inputs may lead to other calls.
+
+    Attributes:
+        may_end: False where forwards have something left to do at their end.
     """
 
-    _last_module: str | None = None
-    _called: tuple[str, ...] = ()
+    may_end = True
+    _whole: tuple[str, ...] = ()  # the calls of a forward, once they are known
+    _made: tuple[str, ...] = ()  # those of the newest one
 
     def run(self, inputs: Mapping[str, Tensor]) -> None:
         """One forward of the model, as far as it is needed."""
-        self._called = ()
+        self._made = ()
         with suppress(_LastCallError):
             self.model(**inputs)
-            known = self._adapter.known_layers
-            self._last_module = known[-1] if known and known == self._called else None
+            if self.may_end and self._made == self._adapter.known_layers:
+                self._whole = self._made
 
     def record(self, module: str, *arguments: Any, **others: Any) -> None:
         """See `Capture.record`."""
         super().record(module, *arguments, **others)
-        self._called += (module,)
-        if module == self._last_module:
+        self._made += (module,)
+        if self._made == self._whole:
             raise _LastCallError
 
 
@@ -155,7 +159,10 @@ def _open_captures(undo: ExitStack, work: Work, workers: int) -> queue.SimpleQue
     # Copied before the first capture is opened: an open one hangs on the model's modules.
     replicas = [model, *(_share_weights(model) for _ in range(workers - 1))]
     for replica in replicas:
-        idle.put(undo.enter_context(_ShardCapture(replica, work.spec, tags=work.tags)))
+        capture = _ShardCapture(replica, work.spec, tags=work.tags)
+        capture.may_end = not work.loaded.is_placed  # a device map moves weights back at the end of each module
+        undo.enter_context(capture)
+        idle.put(capture)
     return idle
 
 

@@ -1,6 +1,6 @@
 """Launcher of the compiled sums over rows: those of `attncap.packed`, with the same bits, for tensors on the CPU.
 
-    S statistics   B sequences   H heads   N rows
+S statistics   B sequences   H heads   N rows
 """
 
 from __future__ import annotations

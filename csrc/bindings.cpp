@@ -78,9 +78,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("problem"), "Runs one call on the CPU.");
     py::class_<RowValues>(m, "RowValues")
         .def(py::init([](const Array& values, const Array& counted, const std::vector<uintptr_t>& histograms,
-                         int64_t bins, bool is_signed) {
-                 return RowValues{values, counted, histograms, bins, is_signed};
-             }),
+                         int64_t bins,
+                         bool is_signed) { return RowValues{values, counted, histograms, bins, is_signed}; }),
              py::arg("values"), py::arg("counted"), py::arg("histograms"), py::arg("bins"), py::arg("is_signed"));
     m.def(
         "summarise",

@@ -127,7 +127,7 @@ def test_the_compiled_sums_have_the_bits_of_torch(
             for names, heads in ((groups, None), (None, some)):
                 accumulator = Accumulator(histogram=histogram_kept)
                 accumulator.add("layer", given, counted, names, heads=heads)
-                accumulator.add("layer", given, {name: counted[:, :1] for name in given}, names, heads=heads)
+                accumulator.add("layer", given, dict.fromkeys(given, counted[:, :1]), names, heads=heads)
                 found.append(accumulator.to_bytes())
         return found
 

@@ -66,7 +66,8 @@ struct Rows {
 
     double mean() {
         std::copy(values.begin(), values.end(), terms.begin());
-        return fold(terms.data(), static_cast<int64_t>(terms.size())) / static_cast<double>(std::max<int64_t>(count, 1));
+        return fold(terms.data(), static_cast<int64_t>(terms.size())) /
+               static_cast<double>(std::max<int64_t>(count, 1));
     }
 
     double squares_around(double mean) {
@@ -84,8 +85,8 @@ struct Rows {
 
 }  // namespace
 
-void summarise(const std::vector<RowValues>& statistics, int64_t batch, int64_t rows,
-               const std::vector<int64_t>& heads, int64_t* integers, double* floats) {
+void summarise(const std::vector<RowValues>& statistics, int64_t batch, int64_t rows, const std::vector<int64_t>& heads,
+               int64_t* integers, double* floats) {
     const int64_t width = static_cast<int64_t>(heads.size());
     const int64_t size = static_cast<int64_t>(statistics.size()) * batch * width;
     Rows head(rows);

@@ -12,8 +12,8 @@ namespace attncap {
 
 // One statistic.
 struct RowValues {
-    Array values;                      // (B, H, N), float32 or float64
-    Array counted;                     // (B, H, N), bool
+    Array values;                       // (B, H, N), float32 or float64
+    Array counted;                      // (B, H, N), bool
     std::vector<uintptr_t> histograms;  // of each sequence's group: address of int64 (heads, bins); none without bins
     int64_t bins = 0;
     bool is_signed = false;  // whether there are bins of negative values
@@ -23,7 +23,7 @@ struct RowValues {
 // integers: how many rows counted, how many more were asked for but not finite;
 // floats: mean, sum of squares around it, smallest (+inf for none), largest (-inf for none).
 // heads[h] is where head h of the values stands in the histograms.
-void summarise(const std::vector<RowValues>& statistics, int64_t batch, int64_t rows,
-               const std::vector<int64_t>& heads, int64_t* integers, double* floats);
+void summarise(const std::vector<RowValues>& statistics, int64_t batch, int64_t rows, const std::vector<int64_t>& heads,
+               int64_t* integers, double* floats);
 
 }  // namespace attncap
