@@ -5,6 +5,8 @@
 #   make sanitize   the kernel tests under the address, undefined-behaviour and thread sanitizers
 #   make sanitize-memory   the part of it that takes no other compiler, and that .ci/run takes in
 #   make bench      time attncap against torch's attention and the eager map
+#   make gate       compile the GPU kernels without a GPU and hold their machine code to its budgets; half an hour
+#   make qualify    prove the GPU kernels exact on the GPU of this machine and time them; PARTS=exact,speed picks parts
 #   make clean   remove what was built (the virtual environment stays)
 # PYTHON names the interpreter the environment is made with, VENV the folder it is made in.
 
@@ -18,7 +20,7 @@ NATIVE := $(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.
 TEST_JOBS ?= 2
 TEST_THREADS ?= 1
 
-.PHONY: demo test lint sanitize sanitize-memory sanitize-lanes sanitize-threads bench clean
+.PHONY: demo test lint sanitize sanitize-memory sanitize-lanes sanitize-threads bench gate qualify clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.attncap-demo
@@ -58,6 +60,13 @@ bench: $(VENV)/.attncap-bench
 	$(RUN)/python -m pytest -o addopts= -q benchmarks
 	$(RUN)/python -m benchmarks.compare_cpu
 	$(RUN)/python -m benchmarks.scan_cpu
+
+gate: $(VENV)/.attncap-test
+	PYTHONPATH=kernels $(RUN)/python -m benchmarks.gate
+
+# With the Python that has a torch for the GPU, which this project does not install; nothing is built.
+qualify:
+	PYTHONPATH=".:kernels$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m benchmarks.qualify $(if $(PARTS),--parts $(PARTS))
 
 clean:
 	rm -rf build dist demo *.egg-info attncap/_C*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -58,17 +58,36 @@ def choose(impl: Any, query: Tensor, value: Tensor) -> str:
 
 
 def _automatic(query: Tensor, value: Tensor) -> str:
-    """The C++ kernels on the CPU and the Triton kernels on a GPU, where they serve the call; else the reference."""
+    """The C++ kernels on the CPU, the fastest qualified ones on a GPU, where they serve; else the reference."""
     device = query.device.type
-    fast = {"cpu": "cpu", "cuda": "triton"}.get(device)
-    lacks = f"it has no kernels for {device}" if fast is None else _lacks(fast, query, value)
-    if fast is not None and lacks is None:
-        if fast == "triton" and not torch.compiler.is_compiling():
-            _warn_of_unqualified(query.device)
-        return fast
+    why = f"it has no kernels for {device}"
+    serving = []
+    for name in {"cpu": ("cpu",), "cuda": ("triton", "cuda")}.get(device, ()):
+        lacks = _lacks(name, query, value)
+        if lacks is None:
+            serving.append(name)
+        elif name in ("cpu", "triton"):  # what others lack is of no help
+            why = lacks
+    if serving and device == "cuda":
+        return _on_gpu(tuple(serving), query.device.index, max(query.shape[-1], value.shape[-1]))
+    if serving:
+        return serving[0]
     if not torch.compiler.is_compiling():
-        _warn_of_reference(str(lacks))
+        _warn_of_reference(why)
     return "reference"
+
+
+def _on_gpu(serving: tuple[str, ...], index: int | None, head_dim: int) -> str:
+    """The fastest of those that serve the call and are qualified; else the first, with a warning."""
+    fastest = qualification.fastest(serving, index)
+    for largest, name in fastest:
+        if head_dim <= largest:
+            return name
+    if fastest:
+        return fastest[-1][1]
+    if not torch.compiler.is_compiling():
+        _warn_of_unqualified(serving[0], index)
+    return serving[0]
 
 
 @functools.cache
@@ -78,11 +97,10 @@ def _warn_of_reference(why: str) -> None:
 
 
 @functools.cache
-def _warn_of_unqualified(device: torch.device) -> None:
+def _warn_of_unqualified(impl: str, index: int | None) -> None:
     """Once for each GPU on which nobody has proved and timed these kernels."""
-    why = qualification.lacks("triton", device)
-    if why is not None:
-        warnings.warn(f"attncap's Triton kernels are not qualified here: {why}; see `attncap doctor`", stacklevel=5)
+    why = qualification.lacks(impl, qualification.gpu_name(index))
+    warnings.warn(f"attncap takes kernels that are not qualified here: {why}; see `attncap doctor`", stacklevel=6)
 
 
 def _lacks(impl: str, query: Tensor, value: Tensor) -> str | None:
@@ -115,13 +133,13 @@ def _cpu_availability() -> str:
 
 def _triton_availability() -> str:
     try:
-        import triton
+        import triton  # noqa: F401
     except ImportError as error:
         return f"Triton does not import: {error}"
     try:
-        import attncap_kernels.launch  # noqa: F401
+        from attncap_kernels import call, launch  # noqa: F401
     except ImportError as error:
         return f"the Triton kernels do not import: {error}"
-    if not torch.cuda.is_available() and not triton.knobs.runtime.interpret:
+    if not torch.cuda.is_available() and not call.INTERPRETED:
         return "torch sees no GPU here (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, for tests)"
     return "yes"

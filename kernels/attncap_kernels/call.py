@@ -16,6 +16,8 @@ from attncap_kernels import plans
 from attncap_kernels.records import Inputs, Plan, array
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Whether kernels run on the CPU (TRITON_INTERPRET=1): decided once, as they are when their modules are imported.
+INTERPRETED = bool(triton.knobs.runtime.interpret)
 LARGEST_HEAD_DIM = 256
 WIDE_STRIDE = 1 << 23  # times the rows or columns of a tile it passes 2^31
 
@@ -29,7 +31,7 @@ def lacks(query: Tensor, value: Tensor) -> str | None:
         return f"it serves float32, bfloat16 and float16, got {query.dtype}"
     if max(query.shape[-1], value.shape[-1]) > LARGEST_HEAD_DIM:
         return f"it serves head dims up to {LARGEST_HEAD_DIM}, got {query.shape[-1]} and {value.shape[-1]} (value)"
-    if query.device.type != "cuda" and not triton.knobs.runtime.interpret:
+    if query.device.type != "cuda" and not INTERPRETED:
         return f"it serves tensors on a GPU, got {query.device}"
     return None
 

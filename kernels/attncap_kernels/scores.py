@@ -27,9 +27,9 @@ def score_of_x(numbers, P: tl.constexpr):
 
 @triton.jit
 def tanh(x):
-    """Near 0 an odd polynomial, where 1 - exp(-2|x|) would lose digits."""
+    """Near 0 an odd polynomial, where the difference from 1 would lose digits."""
     decay = tl.exp(-2.0 * tl.abs(x))
-    far = (1.0 - decay) / (1.0 + decay)
+    far = 1.0 - 2.0 * decay / (1.0 + decay)
     square = x * x
     near = x * (1.0 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
     return tl.where(tl.abs(x) < 0.25, near, tl.where(x < 0, -far, far))

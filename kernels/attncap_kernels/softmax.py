@@ -56,6 +56,8 @@ def sees_keys(l):
 def rescale(m, new_m, unit):
     """(shift in bits, factor) of sums relative to m that become relative to new_m."""
     shift = tl.where(m == float("-inf"), 0.0, (m - finite(new_m)) * unit)
+    # From a mask of the smallest float the step is -inf.
+    shift = tl.maximum(shift, LEAST_BITS, propagate_nan=tl.PropagateNan.ALL)
     return shift, tl.exp2(shift)
 
 

@@ -154,7 +154,8 @@ def select_candidates(
     found = found & counts_row[:, None]
     total = tl.load(totals + at, mask=exists, other=1.0)
     bits = relative_bits(x, peak, unit_of(score_of_x(numbers, P)), True, P)
-    prob = tl.where(found, tl.exp2(bits) / total[:, None], 0.0)
+    # A score of another order of summation may pass the row's largest by a rounding.
+    prob = tl.where(found, tl.minimum(tl.exp2(bits) / total[:, None], 1.0), 0.0)
     column = tl.arange(0, KEPT)[None, :]
     inside = exists[:, None] & (column < P.TOPK)
     tl.store(topk_prob + (at * P.TOPK)[:, None] + column, prob, mask=inside)

@@ -1,0 +1,117 @@
+"""What stands in a compiled kernel's machine code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MATRIX = {"cuda": r"HGMMA|HMMA|UTC\w*MMA", "hip": r"v_mfma_"}
+COPIES = {"cuda": r"LDGSTS|UTMALDG|UBLKCP", "hip": r"_load_\w+ .*\blds\b|_load_lds_"}
+SPILLS = {"cuda": r"STL|LDL", "hip": r"scratch_(?:load|store)"}
+# Bytes of shared memory that a program may have.
+SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One kernel's figures. Counts are of instructions in the code, not of those that run."""
+
+    registers: int
+    spills: int
+    stack: int  # bytes
+    shared: int  # bytes
+    warps: int
+    stages: int
+    matrix: int
+    copies: int
+    per_element: float | None  # instructions of the main loop for each score, summed over its threads; None without one
+
+
+def read(kernel: Any, arch: str) -> Figures:
+    """Figures of a kernel that Triton compiled for `arch`."""
+    vendor = "cuda" if arch.startswith("sm_") else "hip"
+    registers, stack, spills, text = _nvidia(kernel.asm["cubin"]) if vendor == "cuda" else _amd(kernel.asm["amdgcn"])
+    lines = _instructions(text, vendor)
+    body = _main_loop(lines, vendor)
+    meta = kernel.metadata
+    elements = _scores_of_tile(kernel) / (meta.num_warps * meta.warp_size)
+    return Figures(
+        registers=registers,
+        spills=spills,
+        stack=stack,
+        shared=meta.shared,
+        warps=meta.num_warps,
+        stages=meta.num_stages,
+        matrix=_count(lines, MATRIX[vendor]),
+        copies=_count(lines, COPIES[vendor]),
+        per_element=round(len(body) / elements, 2) if body else None,
+    )
+
+
+def _nvidia(cubin: bytes) -> tuple[int, int, int, str]:
+    """(registers, bytes of stack, local loads and stores, disassembly), by the tools that Triton brings along."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, text = (
+            subprocess.run([tools / tool, option, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
+    return registers, stack, _count(text.splitlines(), SPILLS["cuda"]), text
+
+
+def _amd(text: str) -> tuple[int, int, int, str]:
+    """The same of AMD's assembly, whose end states what the kernel takes."""
+    names = (r"\.vgpr_count", r"\.private_segment_fixed_size", r"\.vgpr_spill_count")
+    registers, stack, spills = (int(re.search(rf"{name}:\s*(\d+)", text)[1]) for name in names)  # type: ignore[index]
+    return registers, stack, spills, text
+
+
+def _instructions(text: str, vendor: str) -> list[str]:
+    """Instructions and labels ("name:"), one a line."""
+    label = re.compile(r"\s*(\.L\w+):")
+    operation = re.compile(r".*/\*[0-9a-f]{4,}\*/\s+(.*?);" if vendor == "cuda" else r"\s+([a-z]+_\w.*)")
+    lines = []
+    for line in text.splitlines():
+        if found := label.match(line):
+            lines.append(f"{found[1]}:")
+        elif found := operation.match(line):
+            lines.append(found[1])
+    return lines
+
+
+def _main_loop(lines: list[str], vendor: str) -> list[str]:
+    """The innermost loop with the most products; of several, the shortest: masks make the others longer."""
+    branch = re.compile(r"BRA.*`\((\.L\w+)\)" if vendor == "cuda" else r"s_c?branch\w*\s+(\.L\w+)")
+    place = {line[:-1]: index for index, line in enumerate(lines) if line.endswith(":")}
+    loops = []
+    for index, line in enumerate(lines):
+        found = branch.search(line)
+        if found and place.get(found[1], index) < index:
+            loops.append((place[found[1]], index))
+    inner = [one for one in loops if not any(one != other and _holds(one, other) for other in loops)]
+    bodies = [[line for line in lines[a : b + 1] if not line.endswith(":")] for a, b in inner]
+    bodies = [body for body in bodies if _count(body, MATRIX[vendor])]
+    return min(bodies, key=lambda body: (-_count(body, MATRIX[vendor]), len(body)), default=[])
+
+
+def _holds(outer: tuple[int, int], inner: tuple[int, int]) -> bool:
+    return outer[0] <= inner[0] and inner[1] <= outer[1]
+
+
+def _count(lines: list[str], pattern: str) -> int:
+    return sum(bool(re.search(pattern, line)) for line in lines)
+
+
+def _scores_of_tile(kernel: Any) -> int:
+    """Scores that a program makes in one step: rows x keys of the plan it was compiled for."""
+    plan = next(value for value in kernel.src.constants.values() if hasattr(value, "BLOCK_M"))
+    return int(plan.BLOCK_M.value * plan.BLOCK_N.value)

@@ -1,0 +1,74 @@
+"""What the gate compiles: head dims and dtypes x statistics x GPU architectures, each as a call of the launcher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attncap import StatSpec
+
+ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
+DIMS = (16, 32, 64, 128, 256)
+DTYPES = ("bfloat16", "float16", "float32")
+
+NONE, FEW, DEFAULT, EVERYTHING, ANNOTATED, DECODING = (
+    "none",
+    "few",
+    "default",
+    "everything",
+    "tags and features",
+    "decoding",
+)
+SPECS = {
+    NONE: StatSpec.none(),
+    FEW: StatSpec(topk=0, offsets=(-1,)),
+    DEFAULT: StatSpec(),
+    EVERYTHING: StatSpec.all(),
+    ANNOTATED: StatSpec(topk=0, offsets=(-1,)),
+    DECODING: StatSpec.all(),
+}
+STATISTICS = tuple(SPECS)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Entries that share tensors: they are compiled in one process."""
+
+    arch: str
+    dtype: str
+    dim: int
+
+    def name(self, statistics: str) -> str:
+        """As an entry stands in the table and in budgets.json."""
+        return f"{self.arch} {self.dtype} D {self.dim} {statistics}"
+
+
+def run_launcher(group: Group, statistics: str) -> None:
+    """Make the launcher run every kernel of one entry: a long causal call, or one new row on many keys."""
+    from attncap_kernels import launch
+
+    from attncap import ops, validation
+
+    rows, keys, heads, key_heads = (1, 65536, 32, 8) if statistics == DECODING else (16384, 16384, 8, 8)
+    dtype = getattr(torch, group.dtype)
+    query = torch.empty(1, heads, rows, group.dim, dtype=dtype)
+    key, value = (torch.empty(1, key_heads, keys, group.dim, dtype=dtype) for _ in range(2))
+    spec = SPECS[statistics]
+    options = validation.check_options(
+        causal=True, scale=None, window=None, softcap=None, query_offset=None, head_dim=group.dim
+    )
+    extras = validation.check_extras(query, key, **_extras(statistics, rows, keys))
+    out, stats = ops._dense_outputs(query, key, value, spec, extras)
+    sequences = [(0, 0, rows, 0, keys, keys - rows)]
+    launch.attention(query, key, value, sequences, False, spec, options, extras, out, stats)
+
+
+def _extras(statistics: str, rows: int, keys: int) -> dict[str, Any]:
+    given: dict[str, Any] = dict.fromkeys(("attn_mask", "sink_logits", "query_tags", "key_tags", "key_features"))
+    if statistics == ANNOTATED:
+        given["query_tags"] = torch.zeros(2, 1, rows, dtype=torch.int64)
+        given["key_tags"] = torch.zeros(2, 1, keys, dtype=torch.int64)
+        given["key_features"] = torch.zeros(1, keys, 8)
+    return given
