@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncap import histogram
-from attncap.moments import Moments, Sequences, fold, merge, pick, reduce
+from attncap import histogram, packed, summary
+from attncap.moments import Moments, RowValues, Sequences, fold, merge
 from attncap.types import STATISTIC_NAMES, HeadStats, StatSpec
 
 ALL_GROUP = "all"
@@ -31,10 +31,6 @@ _DERIVED = ("max_prob", "topk_mass", "relative_entropy")
 # Statistics that are never negative have no negative bins; names not listed here (tags, features) may be anything.
 _NONNEGATIVE = frozenset((*STATISTIC_NAMES, *_DERIVED)) - {"lse", "max_logit", "feature_mass"}
 _KNOWN_ORDER = {name: place for place, name in enumerate((*STATISTIC_NAMES, *_DERIVED))}
-# How many float64 values are reduced at once: what stays in a CPU's cache, and few launches on a GPU.
-_CHUNK = {"cpu": 1 << 18}
-_CHUNK_ELSEWHERE = 1 << 24
-
 
 @dataclass(frozen=True)
 class HeadRow:
@@ -151,47 +147,23 @@ class Accumulator:
         members: Mapping[str, list[int] | None],
         heads: Heads,
     ) -> None:
-        """Add statistics of one length, several of them packed together so that there are few operations."""
-        first = values[names[0]]
-        step = max(1, _CHUNK.get(first.device.type, _CHUNK_ELSEWHERE) // max(1, first.numel()))
-        # One workspace for all packs: fresh pages for every intermediate cost more than the arithmetic.
-        shape = (2, min(step, len(names)), *first.shape)
-        workspace = torch.empty(shape, dtype=torch.float64, device=first.device)
-        parts = []
-        for start in range(0, len(names), step):
-            pack = names[start : start + step]
-            packed, scratch = workspace[:, : len(pack)]
-            for place, name in enumerate(pack):
-                packed[place] = values[name]
-            if isinstance(counted, Tensor):
-                mask = counted.expand(first.shape)[None]
-            else:
-                mask = torch.stack([counted[name].expand(first.shape) for name in pack])
-            finite = (torch.sub(packed, packed, out=scratch) == 0) & mask  # x - x is NaN for a non-finite x
-            parts.append(reduce(packed, finite, mask.sum(-1)))
-            if self.histogram:
-                for name, ok in zip(pack, finite, strict=True):
-                    self._add_histogram(module, name, values[name], ok, members, heads)
-        sequences = Sequences.joined(parts)
+        """Add statistics of one length."""
+        like = values[names[0]]
+        rows = [
+            RowValues(
+                values[name],
+                (counted if isinstance(counted, Tensor) else counted[name]).expand(like.shape),
+                {group: self._state(module, group, name, like) for group in members},
+                name not in _NONNEGATIVE,
+            )
+            for name in names
+        ]
+        served = all(summary.serves(one) for one in rows)
+        sequences = (summary if served else packed).reduce(rows, members, heads.numbers)
         if len(heads.numbers) < heads.total:
             sequences = sequences.among(heads.numbers, heads.total)
         for group, places in members.items():
-            states = [self._state(module, group, name, first) for name in names]
-            merge(states, sequences if places is None else sequences.pick(places))
-
-    def _add_histogram(
-        self,
-        module: str,
-        name: str,
-        value: Tensor,
-        counts: Tensor,
-        members: Mapping[str, list[int] | None],
-        heads: Heads,
-    ) -> None:
-        for group, places in members.items():
-            state = self._state(module, group, name, value)
-            rows, ok = (value, counts) if places is None else (pick(value, places, 0), pick(counts, places, 0))
-            _count_bins(state, rows, ok, heads, signed=name not in _NONNEGATIVE)
+            merge([one.states[group] for one in rows], sequences if places is None else sequences.pick(places))
 
     def _state(self, module: str, group: str, name: str, like: Tensor) -> Moments:
         by_name = self._moments.setdefault(module, {}).setdefault(group, {})
@@ -339,16 +311,6 @@ def _members(groups: Sequence[str] | None) -> Mapping[str, list[int] | None]:
         places = [place for place, name in enumerate(groups) if name == group]
         members[group] = None if len(places) == len(groups) else places
     return members
-
-
-def _count_bins(state: Moments, values_BHN: Tensor, counts_BHN: Tensor, heads: Heads, *, signed: bool) -> None:
-    """Add rows to a histogram. Integers, so the order of the additions does not matter."""
-    assert state.bins is not None
-    total, bins = state.bins.shape
-    index = histogram.bin_index(values_BHN, signed)
-    first = torch.arange(total, device=index.device) * bins
-    index += (first if len(heads.numbers) == total else pick(first, list(heads.numbers), 0))[:, None]
-    state.bins.view(-1).scatter_add_(0, index.flatten(), counts_BHN.flatten().to(torch.int64))
 
 
 def _columns(stat: str, moments: Moments) -> dict[str, NDArray[Any]]:

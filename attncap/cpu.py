@@ -80,7 +80,7 @@ def attention(
     outputs = {"out": out} | {_OUTPUT_FIELDS.get(name, name): tensor for name, tensor in stats.items()}
     for name, tensor in (inputs | outputs).items():
         if tensor is not None and tensor.numel() > 0:
-            setattr(problem, name, _array(tensor))
+            setattr(problem, name, array_of(tensor))
     _C.attention(problem)
 
 
@@ -88,7 +88,8 @@ def attention(
 _OUTPUT_FIELDS = {"entropy": "entropy_out", "collision": "collision_out", "distance": "distance_out"}
 
 
-def _array(tensor: Tensor) -> _C.Array:
+def array_of(tensor: Tensor) -> _C.Array:
+    """A tensor as the kernels read it; it must outlive the call."""
     return _C.Array(tensor.data_ptr(), _DTYPE_NAMES[tensor.dtype], list(tensor.stride()))
 
 

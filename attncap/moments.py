@@ -9,7 +9,7 @@ one after another in their order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -36,6 +36,16 @@ class Moments:
         infinite = torch.full_like(zeros, torch.inf)
         counts = torch.zeros(heads, bins, dtype=torch.int64, device=device) if bins else None
         return cls(none, none, zeros, zeros, infinite, -infinite, counts)
+
+
+@dataclass(frozen=True)
+class RowValues:
+    """One statistic of the rows of a call, and the summaries that they go to."""
+
+    values: Tensor  # (B, H, N) floating
+    counted: Tensor  # (B, H, N) bool
+    states: Mapping[str, Moments]  # group -> summary
+    signed: bool  # whether it can be negative
 
 
 @dataclass(frozen=True)
@@ -96,41 +106,26 @@ def fold(values: Tensor) -> Tensor:
     return values[..., 0] + 0.0  # -0.0 becomes 0.0, as it would have beside a padding row
 
 
-def reduce(packed: Tensor, counts: Tensor, asked: Tensor) -> Sequences:
-    """Count, mean, M2, min and max of each sequence by itself: (S, B, H, N) -> (S, B, H) each.
-
-    `packed` is used up. `asked` is how many rows would count if all were finite.
-    """
-    skipped = ~counts
-    count = counts.sum(-1)
-    mean = fold(packed.masked_fill_(skipped, 0.0)) / count.clamp_min(1).to(torch.float64)
-    if packed.shape[-1] == 0:
-        low = high = torch.full_like(mean, torch.inf)
-    else:
-        # Which of -0.0 and 0.0 is found depends on the order of the search; adding 0.0 leaves one zero.
-        low = packed.masked_fill_(skipped, torch.inf).amin(-1) + 0.0
-        high = packed.masked_fill_(skipped, -torch.inf).amax(-1) + 0.0
-    m2 = fold(packed.sub_(mean[..., None]).square_().masked_fill_(skipped, 0.0))
-    return Sequences(count, asked - count, mean, m2, low, high if packed.shape[-1] else -high)
-
-
 def merge(states: list[Moments], sequences: Sequences) -> None:
     """Merge the sequences (S, B, H) one after another into the S states (Chan, Golub and LeVeque 1983)."""
-    before = torch.stack([state.count for state in states])[:, None]
-    mean = torch.stack([state.mean for state in states])
-    m2 = torch.stack([state.m2 for state in states])
-    after_SBH = before + sequences.count.cumsum(1)
+    before = {field.name: torch.stack([getattr(state, field.name) for state in states]) for field in fields(sequences)}
+    after_SBH = before["count"][:, None] + sequences.count.cumsum(1)
     share_SBH = sequences.count.to(torch.float64) / after_SBH.clamp_min(1).to(torch.float64)
     weight_SBH = (after_SBH - sequences.count).to(torch.float64) * share_SBH
-    for place in range(sequences.count.shape[1]):
-        delta = sequences.mean[:, place] - mean
-        mean = mean + delta * share_SBH[:, place]
-        m2 = m2 + (sequences.m2[:, place] + delta * delta * weight_SBH[:, place])
-    low, high = sequences.low.amin(1), sequences.high.amax(1)
-    count, nonfinite = sequences.count.sum(1), sequences.nonfinite.sum(1)
-    for place, state in enumerate(states):
-        state.count = state.count + count[place]
-        state.nonfinite = state.nonfinite + nonfinite[place]
-        state.mean, state.m2 = mean[place], m2[place]
-        state.low = torch.minimum(state.low, low[place])
-        state.high = torch.maximum(state.high, high[place])
+    mean, m2 = before["mean"], before["m2"]
+    along_B = (numbers.unbind(1) for numbers in (sequences.mean, sequences.m2, share_SBH, weight_SBH))
+    for mean_SH, m2_SH, share_SH, weight_SH in zip(*along_B, strict=True):
+        delta = mean_SH - mean
+        mean = mean + delta * share_SH
+        m2 = m2 + (m2_SH + delta * delta * weight_SH)
+    merged = {
+        "count": after_SBH[:, -1],
+        "nonfinite": before["nonfinite"] + sequences.nonfinite.sum(1),
+        "mean": mean,
+        "m2": m2,
+        "low": torch.minimum(before["low"], sequences.low.amin(1)),
+        "high": torch.maximum(before["high"], sequences.high.amax(1)),
+    }
+    for name, numbers in merged.items():
+        for state, number in zip(states, numbers.unbind(0), strict=True):
+            setattr(state, name, number)

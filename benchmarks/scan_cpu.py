@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,7 +18,6 @@ from pathlib import Path
 
 import torch
 
-from attncap.capture import Capture
 from attncap.corpus import Corpus, CorpusOptions
 from attncap.encode import EncodedShard, batches, encode, pad
 from attncap.models import load_model
@@ -56,7 +54,7 @@ def run_plain(work: Work, shards: list[EncodedShard], threads: int) -> None:
 def run_captured(work: Work, shards: list[EncodedShard], threads: int) -> None:
     """The model as a scan runs it."""
     with ExitStack() as undo, ThreadPoolExecutor(threads) as pool:
-        idle: queue.SimpleQueue[Capture] = _open_captures(undo, work, threads)
+        idle = _open_captures(undo, work, threads)
         list(pool.map(lambda shard: _run_shard(work, shard, idle, threading.Event(), lambda *_: None), shards))
 
 

@@ -5,11 +5,13 @@
 #include <cstdlib>
 
 #include "cpu/problem.h"
+#include "cpu/summary.h"
 
 namespace py = pybind11;
 using attncap::Array;
 using attncap::DType;
 using attncap::Problem;
+using attncap::RowValues;
 using attncap::Sequence;
 
 namespace {
@@ -74,6 +76,20 @@ PYBIND11_MODULE(_C, m) {
             attncap::attention(problem, isa.c_str());
         },
         py::arg("problem"), "Runs one call on the CPU.");
+    py::class_<RowValues>(m, "RowValues")
+        .def(py::init([](const Array& values, const Array& counted, const std::vector<uintptr_t>& histograms,
+                         int64_t bins,
+                         bool is_signed) { return RowValues{values, counted, histograms, bins, is_signed}; }),
+             py::arg("values"), py::arg("counted"), py::arg("histograms"), py::arg("bins"), py::arg("is_signed"));
+    m.def(
+        "summarise",
+        [](const std::vector<RowValues>& statistics, int64_t batch, int64_t rows, const std::vector<int64_t>& heads,
+           uintptr_t integers, uintptr_t floats) {
+            attncap::summarise(statistics, batch, rows, heads, reinterpret_cast<int64_t*>(integers),
+                               reinterpret_cast<double*>(floats));
+        },
+        py::arg("statistics"), py::arg("batch"), py::arg("rows"), py::arg("heads"), py::arg("integers"),
+        py::arg("floats"), py::call_guard<py::gil_scoped_release>(), "Sums up rows per sequence and head.");
     m.def(
         "fma_rate", [](double seconds) { return attncap::fma_rate(seconds, wanted_isa().c_str()); }, py::arg("seconds"),
         "GFLOP/s of one thread that multiplies and adds in registers alone.");

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from attncap import StatSpec, attention, histogram
-from attncap.accumulate import Accumulator, counted_rows, row_values
+from attncap.accumulate import Accumulator, Heads, counted_rows, row_values
 
 HEADS = 3
 SIGNED = "max_logit"
@@ -91,11 +91,50 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     assert len(found) == 1
 
 
+def in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on torch's operators sum up what the compiled sums would serve."""
+    monkeypatch.setattr("attncap.summary.serves", lambda _: False)
+
+
 def test_chunking_by_memory_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_torch(monkeypatch)
     values, counted = rows(4, 50, seed=6), right_padded(4, 50, seed=6)
     whole = feed(values, counted, 4, None)
-    monkeypatch.setattr("attncap.accumulate._CHUNK", {"cpu": 1})
+    monkeypatch.setattr("attncap.packed._CHUNK", 1)
     assert feed(values, counted, 4, None) == whole
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 17, 64, 100])
+def test_the_compiled_sums_have_the_bits_of_torch(
+    length: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {name: value.to(dtype) for name, value in rows(5, length, seed=length).items()}
+    generator = torch.Generator().manual_seed(length)
+    for value in values.values():
+        value *= torch.exp2(torch.randint(-24, 24, value.shape, generator=generator))  # off the grid of bins, too
+        value *= torch.where(torch.rand(value.shape, generator=generator) < 0.3, -1.0, 1.0)
+        for odd in (torch.nan, torch.inf, -torch.inf):
+            value[torch.rand(value.shape, generator=generator) < 0.05] = odd
+    strided = {name: torch.stack([value, -value], dim=-1)[..., 0] for name, value in values.items()}
+    counted = torch.rand(5, HEADS, length, generator=generator) < 0.8
+    groups = ["b", "a", "b", "c", "a"]
+
+    def everything(given: dict[str, Tensor]) -> list[bytes]:
+        some = Heads(numbers=(4, 0, 2), total=6)
+        found = []
+        for histogram_kept in (True, False):
+            for names, heads in ((groups, None), (None, some)):
+                accumulator = Accumulator(histogram=histogram_kept)
+                accumulator.add("layer", given, counted, names, heads=heads)
+                accumulator.add("layer", given, dict.fromkeys(given, counted[:, :1]), names, heads=heads)
+                found.append(accumulator.to_bytes())
+        return found
+
+    compiled = everything(values)
+    assert everything(strided) == compiled
+    in_torch(monkeypatch)
+    assert everything(values) == compiled
 
 
 def test_left_padding_gives_the_same_summary_up_to_rounding() -> None:

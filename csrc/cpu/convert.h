@@ -1,4 +1,5 @@
 // Between the tensors' dtypes and the type that is computed in (float, or double for float64 tensors).
+// Widening is exact; narrowing rounds to nearest, ties to even, and keeps NaN and the infinities.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,5 @@
 // Column sums of a task's probabilities: what each key receives from its rows.
+// A column is summed over the lanes in one order, whoever runs the task and whether its exponentials were kept.
 #pragma once
 
 #include "cpu/softmax.h"

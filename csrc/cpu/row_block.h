@@ -1,4 +1,5 @@
-// One task, run against all keys that its rows see.
+// One task, run against all keys that its rows see, a block of them after another. Between two blocks the sums and the
+// output of a row are those over the keys so far, relative to the largest score so far; chosen scores are kept raw.
 #pragma once
 
 #include "cpu/products.h"
