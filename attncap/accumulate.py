@@ -32,6 +32,7 @@ _DERIVED = ("max_prob", "topk_mass", "relative_entropy")
 _NONNEGATIVE = frozenset((*STATISTIC_NAMES, *_DERIVED)) - {"lse", "max_logit", "feature_mass"}
 _KNOWN_ORDER = {name: place for place, name in enumerate((*STATISTIC_NAMES, *_DERIVED))}
 
+
 @dataclass(frozen=True)
 class HeadRow:
     """One line of heads.parquet. NaN where nothing was counted, and p05..p95 without a histogram."""
