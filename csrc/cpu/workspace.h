@@ -26,7 +26,7 @@ struct Workspace {
     T *query, *keys, *values, *features, *scores, *out, *feature_out, *largest, *block_max, *block_shift, *kept,
         *narrow_kept;
     T *factor, *row, *ones, *staging, *paired_prob;
-    bool counted[kRows], all_counted;
+    bool counted[kRows] = {}, all_counted = false;
     int32_t* key_tags;
     RowState<T> state;
 
