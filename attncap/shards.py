@@ -12,9 +12,8 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,40 +74,6 @@ class _StoppedError(Exception):
     """The scan was interrupted while this shard was being made."""
 
 
-class _LastCallError(Exception):
-    """A forward has made its last attention call: what is left of it says nothing about heads."""
-
-
-class _ShardCapture(Capture):
-    """A capture that ends each forward after the model's last attention call, once one forward has shown which that is.
-
-    It ends none of a model that did not call all of its attention modules, each once and in their order: there other
-    inputs may lead to other calls.
-
-    Attributes:
-        may_end: False where forwards have something left to do at their end.
-    """
-
-    may_end = True
-    _whole: tuple[str, ...] = ()  # the calls of a forward, once they are known
-    _made: tuple[str, ...] = ()  # those of the newest one
-
-    def run(self, inputs: Mapping[str, Tensor]) -> None:
-        """One forward of the model, as far as it is needed."""
-        self._made = ()
-        with suppress(_LastCallError):
-            self.model(**inputs)
-            if self.may_end and self._made == self._adapter.known_layers:
-                self._whole = self._made
-
-    def record(self, module: str, *arguments: Any, **others: Any) -> None:
-        """See `Capture.record`."""
-        super().record(module, *arguments, **others)
-        self._made += (module,)
-        if self._made == self._whole:
-            raise _LastCallError
-
-
 def run_shards(
     work: Work, shards: Iterator[Shard], workers: int, done: Callable[[ShardResult], None], advance: Advance
 ) -> None:
@@ -156,18 +121,14 @@ def one_thread_per_operator() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _open_captures(undo: ExitStack, work: Work, workers: int) -> queue.SimpleQueue[_ShardCapture]:
+def _open_captures(undo: ExitStack, work: Work, workers: int) -> queue.SimpleQueue[Capture]:
     """A capture for each worker, each on modules of its own that share the weights."""
-    idle: queue.SimpleQueue[_ShardCapture] = queue.SimpleQueue()
+    idle: queue.SimpleQueue[Capture] = queue.SimpleQueue()
     model = work.loaded.model
     # Copied before the first capture is opened: an open one hangs on the model's modules.
     replicas = [model, *(_share_weights(model) for _ in range(workers - 1))]
     for replica in replicas:
-        capture = _ShardCapture(replica, work.spec, tags=work.tags)
-        # A device map moves weights back at the end of each module, and a team ends its forwards together.
-        capture.may_end = not work.loaded.is_placed and work.team.size == 1
-        undo.enter_context(capture)
-        idle.put(capture)
+        idle.put(undo.enter_context(Capture(replica, work.spec, tags=work.tags)))
     return idle
 
 
@@ -181,7 +142,7 @@ def _share_weights(model: nn.Module) -> nn.Module:
 class _Recording:
     """What one process counts of one shard."""
 
-    def __init__(self, work: Work, capture: _ShardCapture, shard: int) -> None:
+    def __init__(self, work: Work, capture: Capture, shard: int) -> None:
         self._work, self._capture, self._shard = work, capture, shard
         self.accumulator = Accumulator(histogram=True) if work.team.rank == 0 else _Share(histogram=True)
         self.keeper = Keeper(work.keep)
@@ -226,7 +187,7 @@ class _Share(Accumulator):
 
 
 def _run_shard(
-    work: Work, shard: EncodedShard, idle: queue.SimpleQueue[_ShardCapture], stop: threading.Event, advance: Advance
+    work: Work, shard: EncodedShard, idle: queue.SimpleQueue[Capture], stop: threading.Event, advance: Advance
 ) -> ShardResult:
     capture = idle.get()
     try:
@@ -264,11 +225,11 @@ def follow(work: Work) -> None:
                 recording.collect()
 
 
-def _forward(work: Work, capture: _ShardCapture, batch: Sequence[Encoded], shard: int) -> None:
+def _forward(work: Work, capture: Capture, batch: Sequence[Encoded], shard: int) -> None:
     inputs = {name: tensor.to(work.device) for name, tensor in pad(batch, work.loaded.tokenizer).items()}
     try:
         with torch.inference_mode():
-            capture.run(inputs)
+            capture.model(**inputs)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ScanError(
             f"shard {shard}: out of memory on {work.device} with {len(batch)} documents of up to "
