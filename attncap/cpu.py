@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from attncap import _C
-from attncap.types import HeadStats, StatSpec
-from attncap.validation import Extras, Options
+from attncap.types import HeadStats
+from attncap.validation import Call
 
 _DTYPE_NAMES = {
     torch.float32: "float32",
@@ -33,28 +33,18 @@ def _note_fork() -> None:
 os.register_at_fork(after_in_child=_note_fork)
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    sequences: list[tuple[int, int, int, int, int, int]],
-    spec: StatSpec,
-    options: Options,
-    extras: Extras,
-    out: Tensor,
-    stats: HeadStats,
-) -> None:
-    """Fill `out` and `stats`.
+def attention(call: Call, out: Tensor, stats: HeadStats) -> None:
+    """Fill `out` and `stats` of a call on the CPU.
 
     Args:
-        query, key, value: (B, H, Q, D), (B, G, K, D), (B, G, K, E) on the CPU, any strides.
-        sequences: (batch, first row, rows, first key, keys, query offset) of each sequence.
-        out: (B, H, Q, E); stats: tensors of what `spec` and `extras` ask for, received_mass being zero.
+        out: (B, H, Q, E); stats: tensors of what the call asks for, received_mass being zero.
     """
+    query, key, value = call.query, call.key, call.value
+    spec, options, extras = call.spec, call.options, call.extras
     problem = _C.Problem()
     problem.heads, problem.key_heads = query.shape[1], key.shape[1]
     problem.key_dim, problem.value_dim = query.shape[3], value.shape[3]
-    problem.sequences = [_C.Sequence(*sequence) for sequence in sequences]
+    problem.sequences = [_C.Sequence(*sequence) for sequence in call.sequences]
     problem.threads = 1 if _forked else torch.get_num_threads()
     problem.scale, problem.softcap, problem.causal = options.scale, options.softcap, options.causal
     problem.window_left, problem.window_right = options.window

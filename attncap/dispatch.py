@@ -13,6 +13,7 @@ from attncap import qualification
 from attncap.types import UnsupportedError
 
 IMPLS = ("reference", "cpu", "triton", "cuda")
+_OF_DEVICE = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 
 _last_impl: str | None = None
 
@@ -60,31 +61,22 @@ def choose(impl: Any, query: Tensor, value: Tensor) -> str:
 def _automatic(query: Tensor, value: Tensor) -> str:
     """The C++ kernels on the CPU, the fastest qualified ones on a GPU, where they serve; else the reference."""
     device = query.device.type
-    why = f"it has no kernels for {device}"
-    serving = []
-    for name in {"cpu": ("cpu",), "cuda": ("triton", "cuda")}.get(device, ()):
-        lacks = _lacks(name, query, value)
-        if lacks is None:
-            serving.append(name)
-        elif name in ("cpu", "triton"):  # what others lack is of no help
-            why = lacks
-    if serving and device == "cuda":
-        return _on_gpu(tuple(serving), query.device.index, max(query.shape[-1], value.shape[-1]))
-    if serving:
-        return serving[0]
-    if not torch.compiler.is_compiling():
-        _warn_of_reference(why)
-    return "reference"
+    lacks = {name: _lacks(name, query, value) for name in _OF_DEVICE.get(device, ())}
+    serving = tuple(name for name, lack in lacks.items() if lack is None)
+    if not serving:
+        if not torch.compiler.is_compiling():
+            _warn_of_reference(next(iter(lacks.values()), None) or f"it has no kernels for {device}")
+        return "reference"
+    return (
+        serving[0] if device == "cpu" else _on_gpu(serving, query.device.index, max(query.shape[-1], value.shape[-1]))
+    )
 
 
 def _on_gpu(serving: tuple[str, ...], index: int | None, head_dim: int) -> str:
     """The fastest of those that serve the call and are qualified; else the first, with a warning."""
     fastest = qualification.fastest(serving, index)
-    for largest, name in fastest:
-        if head_dim <= largest:
-            return name
     if fastest:
-        return fastest[-1][1]
+        return next((name for largest, name in fastest if head_dim <= largest), fastest[-1][1])
     if not torch.compiler.is_compiling():
         _warn_of_unqualified(serving[0], index)
     return serving[0]
@@ -137,9 +129,9 @@ def _triton_availability() -> str:
     except ImportError as error:
         return f"Triton does not import: {error}"
     try:
-        from attncap_kernels import call, launch  # noqa: F401
+        from attncap_kernels import launch, plans  # noqa: F401
     except ImportError as error:
         return f"the Triton kernels do not import: {error}"
-    if not torch.cuda.is_available() and not call.INTERPRETED:
+    if not torch.cuda.is_available() and not plans.INTERPRETED:
         return "torch sees no GPU here (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, for tests)"
     return "yes"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attncap.types import STATISTIC_NAMES, HeadStats, StatSpec, UnsupportedError
-from attncap.validation import Extras, Options
+from attncap.validation import Call, Extras, Options
 
 # The numbers of StatSpec (diagonal None as -1) and of Options, in the order of their fields.
 _NUMBERS = (
@@ -145,28 +145,16 @@ def _packed_outputs(
     return query.new_empty(query.shape[0], heads, value.shape[2]), _new_stats(query, shapes)
 
 
-def _launch(
-    impl: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    sequences: list[tuple[int, int, int, int, int, int]],
-    packed: bool,
-    spec: StatSpec,
-    options: Options,
-    extras: Extras,
-    out: Tensor,
-    stats: HeadStats,
-) -> None:
+def _launch(impl: str, call: Call, out: Tensor, stats: HeadStats) -> None:
     """Fill `out` and `stats` by the kernels of `impl`."""
     if impl == "triton":
         from attncap_kernels import launch
 
-        launch.attention(query, key, value, sequences, packed, spec, options, extras, out, stats)
+        launch.attention(call, out, stats)
     else:
         from attncap import cpu
 
-        cpu.attention(query, key, value, sequences, spec, options, extras, out, stats)
+        cpu.attention(call, out, stats)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> list[Tensor]:
@@ -175,7 +163,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | No
     assert options.query_offset is not None
     shape = (query.shape[2], 0, key.shape[2], options.query_offset)
     sequences = [(batch, 0, *shape) for batch in range(query.shape[0])]
-    _launch(impl, query, key, value, sequences, False, spec, options, extras, out, stats)
+    _launch(impl, Call(query, key, value, spec, options, extras, sequences, packed=False), out, stats)
     return _pack(out, stats)
 
 
@@ -196,9 +184,8 @@ def _attention_varlen(
         sequences.append((0, q0, q1 - q0, k0, k1 - k0, offset))
     # The kernel sees packed tensors as one batch whose sequences start at different rows.
     batched = HeadStats(**{name: tensor[None] for name, tensor in stats.items()})
-    packed = (tensor.transpose(0, 1)[None] for tensor in (query, key, value, out))
-    query4, key4, value4, out4 = packed
-    _launch(impl, query4, key4, value4, sequences, True, spec, options, extras, out4, batched)
+    query, key, value, out4 = (tensor.transpose(0, 1)[None] for tensor in (query, key, value, out))
+    _launch(impl, Call(query, key, value, spec, options, extras, sequences, packed=True), out4, batched)
     return _pack(out, stats)
 
 

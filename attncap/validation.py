@@ -48,6 +48,24 @@ class Extras:
     key_features: Tensor | None = None  # (B, K, F) floating
 
 
+# Of one sequence: (batch, first row, rows, first key, keys, query offset).
+Span = tuple[int, int, int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One checked call as launchers take it, its tensors seen as (B, H, N, .) whether sequences are packed or not."""
+
+    query: Tensor  # (B, H, Q, D), any strides; packed sequences as one batch entry
+    key: Tensor  # (B, G, K, D)
+    value: Tensor  # (B, G, K, E)
+    spec: StatSpec
+    options: Options
+    extras: Extras
+    sequences: list[Span]  # one for each batch entry where they are not packed
+    packed: bool
+
+
 def check_options(*, causal: Any, scale: Any, window: Any, softcap: Any, query_offset: Any, head_dim: int) -> Options:
     """Normalise the scalar arguments of a call."""
     if not isinstance(causal, (bool, np.bool_)):

@@ -62,7 +62,7 @@ def run_launcher(group: Group, statistics: str) -> None:
     extras = validation.check_extras(query, key, **_extras(statistics, rows, keys))
     out, stats = ops._dense_outputs(query, key, value, spec, extras)
     sequences = [(0, 0, rows, 0, keys, keys - rows)]
-    launch.attention(query, key, value, sequences, False, spec, options, extras, out, stats)
+    launch.attention(validation.Call(query, key, value, spec, options, extras, sequences, packed=False), out, stats)
 
 
 def _extras(statistics: str, rows: int, keys: int) -> dict[str, Any]:

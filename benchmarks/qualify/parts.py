@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from attncap.parts import write_whole
 from benchmarks.qualify import report
 from benchmarks.qualify.place import PROJECT, Place, file_name, lacks, stamp
 
@@ -68,7 +69,8 @@ def _part(name: str, place: Place, path: Path) -> None:
     except Exception as error:
         traceback.print_exc()
         result = {"passed": False, "error": f"{type(error).__name__}: {error}"[:2000]}
-    report.write_whole(path, json.dumps({"stamp": stamp(place), "result": result}, indent=2) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, (json.dumps({"stamp": stamp(place), "result": result}, indent=2) + "\n").encode())
 
 
 def _write(newest: dict[str, Any], folder: Path, results: Path) -> None:
@@ -81,8 +83,10 @@ def _write(newest: dict[str, Any], folder: Path, results: Path) -> None:
         if name in read and all(read[name]["stamp"].get(key) == newest[key] for key in same)
     }
     base = results / file_name(newest["gpu"])
-    report.write_whole(base.with_suffix(".json"), json.dumps({"stamp": newest, "parts": parts}, indent=2) + "\n")
-    report.write_whole(base.with_suffix(".md"), report.as_markdown(newest, parts))
+    results.mkdir(parents=True, exist_ok=True)
+    whole = json.dumps({"stamp": newest, "parts": parts}, indent=2) + "\n"
+    write_whole(base.with_suffix(".json"), whole.encode())
+    write_whole(base.with_suffix(".md"), report.as_markdown(newest, parts).encode())
     print(f"qualify: wrote {base}.json and {base}.md")
     why = report.qualifies(newest, parts)
     if why is None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from attncap import qualification
+from attncap.parts import write_whole
 from benchmarks.qualify.place import INTERPRETED
 
 NEEDED = ("exact", "determinism", "speed")  # proved exact, and timed
@@ -15,14 +15,6 @@ HONOURED = ("exact", "determinism", "sanitize", "graph", "long")  # none of them
 
 
 RECORD = Path(qualification.__file__).with_name(qualification.RECORD)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A kill leaves the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text)
-    os.replace(fresh, path)
 
 
 def qualifies(stamp: dict[str, Any], parts: dict[str, dict[str, Any]]) -> str | None:
@@ -44,7 +36,7 @@ def record(stamp: dict[str, Any], parts: dict[str, dict[str, Any]], path: Path) 
     rates = {dim: round(rate, 1) for dim, rate in parts["speed"]["TFLOP/s"].items()}
     runs.append({"impl": "triton", **{name: stamp[name] for name in names}, qualification.SPEED: rates})
     runs.sort(key=lambda run: (run["gpu"], run["impl"]))
-    write_whole(path, json.dumps({"runs": runs}, indent=2) + "\n")
+    write_whole(path, (json.dumps({"runs": runs}, indent=2) + "\n").encode())
 
 
 def as_markdown(stamp: dict[str, Any], parts: dict[str, dict[str, Any]]) -> str:

@@ -1,28 +1,21 @@
-"""A call as the launcher sees it: its tensors, what it is compiled for, and the tables of packed sequences."""
+"""What a call is compiled for, and the tables of its packed sequences."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from attncap.types import StatSpec
-from attncap.validation import Extras, Options
+from attncap.validation import Call, Span
 from attncap_kernels import plans
 from attncap_kernels.records import Inputs, Plan, array
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Whether kernels run on the CPU (TRITON_INTERPRET=1): decided once, as they are when their modules are imported.
-INTERPRETED = bool(triton.knobs.runtime.interpret)
 LARGEST_HEAD_DIM = 256
 WIDE_STRIDE = 1 << 23  # times the rows or columns of a tile it passes 2^31
-
-# (batch, first row, rows, first key, keys, offset), as the launcher of the C++ kernels takes them too.
-Sequence = tuple[int, int, int, int, int, int]
 
 
 def lacks(query: Tensor, value: Tensor) -> str | None:
@@ -31,23 +24,13 @@ def lacks(query: Tensor, value: Tensor) -> str | None:
         return f"it serves float32, bfloat16 and float16, got {query.dtype}"
     if max(query.shape[-1], value.shape[-1]) > LARGEST_HEAD_DIM:
         return f"it serves head dims up to {LARGEST_HEAD_DIM}, got {query.shape[-1]} and {value.shape[-1]} (value)"
-    if query.device.type != "cuda" and not INTERPRETED:
+    if query.device.type != "cuda" and not plans.INTERPRETED:
         return f"it serves tensors on a GPU, got {query.device}"
     return None
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call, its tensors seen as (B, H, N, D) whether packed or not."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    spec: StatSpec
-    options: Options
-    extras: Extras
-    sequences: list[Sequence]
-    packed: bool
+class TritonCall(Call):
+    """A call as the Triton kernels take it."""
 
     @functools.cached_property
     def window(self) -> tuple[int, int]:
@@ -161,13 +144,13 @@ def _padded(size: int) -> int:
 
 def _precision(query: Tensor) -> str:
     """float32 is multiplied as such unless torch was told otherwise; "high" keeps nearly all of its digits."""
-    if query.dtype != torch.float32 or torch.version.hip or triton.knobs.runtime.interpret:
+    if query.dtype != torch.float32 or torch.version.hip or plans.INTERPRETED:
         return "ieee"
     return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
 
 
 @functools.lru_cache(maxsize=64)
-def _sequences(sequences: tuple[Sequence, ...], device: torch.device) -> Tensor:
+def _sequences(sequences: tuple[Span, ...], device: torch.device) -> Tensor:
     return torch.tensor([sequence[1:] for sequence in sequences], dtype=torch.int32, device=device)
 
 

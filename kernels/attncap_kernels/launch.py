@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from attncap.types import HeadStats, StatSpec
-from attncap.validation import Extras, Options
+from attncap.types import HeadStats
+from attncap.validation import Call, Extras
 from attncap_kernels import plans
-from attncap_kernels.call import Call, Sequence
+from attncap_kernels.call import TritonCall
 from attncap_kernels.forward import attention_forward
 from attncap_kernels.merge import merge_parts
 from attncap_kernels.received import received_mass
@@ -29,37 +29,23 @@ FEATURES_AT_ONCE = 4
 LIST_BYTES = 1 << 28  # lists of candidates are made for as many heads at a time as this holds
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    sequences: list[Sequence],
-    packed: bool,
-    spec: StatSpec,
-    options: Options,
-    extras: Extras,
-    out: Tensor,
-    stats: HeadStats,
-) -> None:
+def attention(given: Call, out: Tensor, stats: HeadStats) -> None:
     """Fill `out` and `stats`.
 
     Args:
-        query, key, value: (B, H, Q, D), (B, G, K, D), (B, G, K, E), any strides; packed sequences as one batch entry.
-        sequences: (batch, first row, rows, first key, keys, query offset) of each sequence; one for each batch entry
-            where they are not `packed`.
-        out: (B, H, Q, E), any strides; stats: contiguous tensors of what `spec` and `extras` ask for.
+        out: (B, H, Q, E), any strides; stats: contiguous tensors of what the call asks for.
     """
     if out.numel() == 0 and stats.lse.numel() == 0:
         return
-    call = Call(query, key, value, spec, options, extras, sequences, packed)
-    guard = torch.cuda.device(query.device) if query.is_cuda else contextlib.nullcontext()
+    call = TritonCall(**vars(given))
+    guard = torch.cuda.device(call.query.device) if call.query.is_cuda else contextlib.nullcontext()
     with guard:
         later = _Later.of(call)
-        for first, chunk in enumerate(_chunks(extras)):
-            _forward(call, chunk, out, stats, later, everything=first == 0)
-        if spec.topk:
+        for step, chunk in enumerate(_chunks(call.extras)):
+            _forward(call, chunk, out, stats, later, everything=step == 0)
+        if call.spec.topk:
             _topk(call, later, stats)
-        if spec.received:
+        if call.spec.received:
             _received(call, later, stats)
 
 
@@ -72,7 +58,7 @@ class _Later:
     bound: Tensor | None
 
     @classmethod
-    def of(cls, call: Call) -> _Later:
+    def of(cls, call: TritonCall) -> _Later:
         rows = call.query.shape[:3]
         new = functools.partial(call.query.new_empty, dtype=torch.float32)
         wanted = call.spec.topk > 0 or call.spec.received
@@ -96,20 +82,18 @@ def _chunks(extras: Extras) -> list[tuple[slice, slice]]:
 
 
 def _forward(
-    call: Call, chunk: tuple[slice, slice], out: Tensor, stats: HeadStats, later: _Later, *, everything: bool
+    call: TritonCall, chunk: tuple[slice, slice], out: Tensor, stats: HeadStats, later: _Later, *, everything: bool
 ) -> None:
     """One walk over the keys. Beyond the first, a walk is for more tags and features alone."""
     tags, features = (max(0, part.stop - part.start) for part in chunk)
     extras = call.extras
-    part_of_extras = Extras(
-        extras.attn_mask,
-        extras.sink_logits,
-        extras.query_mask,
-        extras.query_tags[chunk[0]] if extras.query_tags is not None and tags else None,
-        extras.key_tags[chunk[0]] if extras.key_tags is not None and tags else None,
-        extras.key_features[..., chunk[1]] if extras.key_features is not None and features else None,
+    part_of_extras = replace(
+        extras,
+        query_tags=extras.query_tags[chunk[0]] if extras.query_tags is not None and tags else None,
+        key_tags=extras.key_tags[chunk[0]] if extras.key_tags is not None and tags else None,
+        key_features=extras.key_features[..., chunk[1]] if extras.key_features is not None and features else None,
     )
-    call = Call(call.query, call.key, call.value, call.spec, call.options, part_of_extras, call.sequences, call.packed)
+    call = replace(call, extras=part_of_extras)
     new = functools.partial(call.query.new_empty, dtype=torch.float32)
     rows = tuple(call.query.shape[:3])
     tag_mass = _piece(stats.tag_mass, chunk[0], new, rows)
@@ -137,7 +121,7 @@ def _piece(whole: Tensor | None, part: slice, new: Any, rows: tuple[int, ...]) -
     return whole if part.stop - part.start == whole.shape[-1] else new((*rows, part.stop - part.start))
 
 
-def _run_forward(call: Call, outputs: Outputs, tags: int, features: int, topk: int) -> None:
+def _run_forward(call: TritonCall, outputs: Outputs, tags: int, features: int, topk: int) -> None:
     group = call.group
     longest_rows, longest_keys = call.longest
     tiles = call.tiles(longest_rows * group, topk, tags=tags + features > 0)
@@ -171,7 +155,7 @@ def _run_forward(call: Call, outputs: Outputs, tags: int, features: int, topk: i
         )  # fmt: skip
 
 
-def _part_outputs(outputs: Outputs, call: Call, plan: Plan, parts: int) -> Outputs:
+def _part_outputs(outputs: Outputs, call: TritonCall, plan: Plan, parts: int) -> Outputs:
     """Memory for what programs write that see a part of the keys."""
     rows = (parts, *call.query.shape[:3])
 
@@ -194,7 +178,7 @@ def _part_outputs(outputs: Outputs, call: Call, plan: Plan, parts: int) -> Outpu
     )
 
 
-def _topk(call: Call, later: _Later, stats: HeadStats) -> None:
+def _topk(call: TritonCall, later: _Later, stats: HeadStats) -> None:
     """List the keys that reach the bound and select, for as many heads at a time as memory for lists goes."""
     topk, group, total_rows = call.spec.topk, call.group, call.query.shape[2]
     longest_rows, longest_keys = call.longest
@@ -231,7 +215,7 @@ def _topk(call: Call, later: _Later, stats: HeadStats) -> None:
         )  # fmt: skip
 
 
-def _received(call: Call, later: _Later, stats: HeadStats) -> None:
+def _received(call: TritonCall, later: _Later, stats: HeadStats) -> None:
     """Sum over rows, key by key."""
     (left, right), (sign, scale, softcap) = call.window, call.numbers
     rows, keys, offset = call.lengths

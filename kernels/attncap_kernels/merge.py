@@ -6,7 +6,7 @@ With M = max over parts of m, each part's sums are rescaled by a = 2^((m - M) un
 import triton
 import triton.language as tl
 
-from attncap_kernels.finish import write_scalars
+from attncap_kernels.finish import null_x, write_scalars
 from attncap_kernels.records import Numbers, Rows
 from attncap_kernels.scores import score_of_x
 from attncap_kernels.softmax import join_null_outcome, rescale, sees_keys, unit_of
@@ -52,9 +52,7 @@ def merge_parts(inputs, parts, outputs, sign, scale, softcap, total_rows, PAD_PA
         squares = join(parts.collision, place, held, factor * factor)
     null_factor = tl.full([1], 1.0, tl.float32)
     if inputs.sink_logits is not None:
-        sink = inputs.sink_logits
-        x_null = tl.load(sink.ptr + head * sink.s0).to(tl.float32) / score_of_x(numbers, P)
-        m, l, w, null_factor, p_null = join_null_outcome(m, l, w, x_null, unit)
+        m, l, w, null_factor, p_null = join_null_outcome(m, l, w, null_x(inputs, numbers, rows, P), unit)
     l = tl.where(sees, l, 1.0)
     write_scalars(sees, largest, m, l, w, squares, null_factor, p_null, numbers, outputs, rows, P)
 

@@ -46,8 +46,10 @@ FLOAT_WITH_TAGS = {pad: Tiles(32, 32, 4, 2) for pad in (16, 32, 64)} | {
 }
 STEP_D = 32  # columns of a product of float32 at a time
 KEYS_WITH_MASK = 64  # masks and softcap take registers too
+# Whether kernels run on the CPU (TRITON_INTERPRET=1): decided once, as they are when their modules are imported.
+INTERPRETED = bool(triton.knobs.runtime.interpret)
 # Interpreted kernels are slow, and small tiles walk through more of their loops.
-INTERPRETED = Tiles(32, 32, 4, 1)
+INTERPRETED_TILES = Tiles(32, 32, 4, 1)
 DECODING_ROWS = 16
 MOST_PARTS = 64
 ENOUGH_PROGRAMS = 128  # about as many as a large card has multiprocessors
@@ -55,7 +57,7 @@ ENOUGH_PROGRAMS = 128  # about as many as a large card has multiprocessors
 
 def on_hopper() -> bool:
     """Whether kernels are compiled for compute capability 9."""
-    if triton.knobs.runtime.interpret:
+    if INTERPRETED:
         return False
     target = triton.runtime.driver.active.get_current_target()
     return bool(target.backend == "cuda" and target.arch // 10 == 9)
@@ -72,8 +74,8 @@ def tiles_for(
         tiles = (FLOAT_WITH_TAGS if tags else FLOAT)[pad]
     else:
         tiles = (HALF_WITH_TAGS if tags else HALF_ON_HOPPER if on_hopper() else HALF)[pad]
-    if triton.knobs.runtime.interpret:
-        tiles = INTERPRETED
+    if INTERPRETED:
+        tiles = INTERPRETED_TILES
     if masked:
         tiles = replace(tiles, keys=min(tiles.keys, KEYS_WITH_MASK))
     while topk > tiles.keys // 2:

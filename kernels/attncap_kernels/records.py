@@ -33,8 +33,8 @@ class Inputs(NamedTuple):
     attn_mask: Any  # (B, H, Q, K)
     sink_logits: Any  # (H,)
     query_mask: Any  # (B, Q)
-    query_tags: Any  # (T, B, Q) int32
-    key_tags: Any  # (T, B, K) int32
+    query_tags: Any  # (T, B, Q) int64
+    key_tags: Any  # (T, B, K) int64
     key_features: Any  # (B, K, F)
     heads: Any  # H
     key_heads: Any  # G

@@ -21,7 +21,7 @@ def load_key_tile(inputs, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
 def score_of_x(numbers, P: tl.constexpr):
     """s / x."""
     if P.SOFTCAP or P.MASK == 2:
-        return numbers.scale * 0.0 + 1.0
+        return tl.full([], 1.0, tl.float32)
     return numbers.scale
 
 
@@ -33,6 +33,24 @@ def tanh(x):
     square = x * x
     near = x * (1.0 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
     return tl.where(tl.abs(x) < 0.25, near, tl.where(x < 0, -far, far))
+
+
+@triton.jit
+def x_of_product(product, numbers, P: tl.constexpr):
+    """x, but for a floating mask, of the product of query and key."""
+    if P.SOFTCAP:
+        return numbers.softcap * tanh(product * (numbers.scale / numbers.softcap))
+    if P.MASK == 2:
+        return product * numbers.scale
+    return product
+
+
+@triton.jit
+def mask_rows(inputs, rows):
+    """Pointers [M] to the mask's entries of the rows and key 0."""
+    mask = inputs.attn_mask
+    place = rows.batch * mask.s0 + rows.head.to(tl.int64) * mask.s1 + rows.row.to(tl.int64) * mask.s2
+    return mask.ptr + place
 
 
 @triton.jit
@@ -56,10 +74,7 @@ def tile_scores(query_MD, key_DN, inputs, numbers, rows, start, MASKED: tl.const
         x_MN = tl.dot(query_MD, key_DN, input_precision=P.DOT)
     else:
         x_MN = product_in_steps(inputs, numbers, rows, start, MASKED, P)
-    if P.SOFTCAP:
-        x_MN = numbers.softcap * tanh(x_MN * (numbers.scale / numbers.softcap))
-    elif P.MASK == 2:
-        x_MN = x_MN * numbers.scale
+    x_MN = x_of_product(x_MN, numbers, P)
     if MASKED:
         column = tl.arange(0, P.BLOCK_N)[None, :]
         if P.RIGHT:
@@ -70,9 +85,7 @@ def tile_scores(query_MD, key_DN, inputs, numbers, rows, start, MASKED: tl.const
             hidden = hidden | (column < (rows.position - numbers.left - start)[:, None])
         if P.MASK != 0:
             key = start + column
-            mask = inputs.attn_mask
-            place = rows.batch * mask.s0 + rows.head.to(tl.int64) * mask.s1 + rows.row.to(tl.int64) * mask.s2
-            pointer = mask.ptr + place[:, None] + key.to(tl.int64) * mask.s3
+            pointer = mask_rows(inputs, rows)[:, None] + key.to(tl.int64) * inputs.attn_mask.s3
             entry = tl.load(pointer, mask=rows.exists[:, None] & (key < rows.keys), other=0)
             if P.MASK == 1:
                 hidden = hidden | (entry == 0)
@@ -123,13 +136,8 @@ def pair_scores(query_MD, inputs, numbers, rows, key, exists, P: tl.constexpr):
     base = array.ptr + rows.batch * array.s0 + rows.key_head.to(tl.int64) * array.s1
     pointer = base + ((rows.key0 + key).to(tl.int64) * array.s2)[:, None] + column.to(tl.int64)[None, :] * array.s3
     key_MD = tl.load(pointer, mask=exists[:, None] & (column < P.D)[None, :], other=0.0)
-    x = tl.sum(query_MD.to(tl.float32) * key_MD.to(tl.float32), 1)
-    if P.SOFTCAP:
-        x = numbers.softcap * tanh(x * (numbers.scale / numbers.softcap))
-    elif P.MASK == 2:
-        x = x * numbers.scale
+    x = x_of_product(tl.sum(query_MD.to(tl.float32) * key_MD.to(tl.float32), 1), numbers, P)
     if P.MASK == 2:
-        mask = inputs.attn_mask
-        place = rows.batch * mask.s0 + rows.head.to(tl.int64) * mask.s1 + rows.row.to(tl.int64) * mask.s2
-        x += tl.load(mask.ptr + place + key.to(tl.int64) * mask.s3, mask=exists, other=0).to(tl.float32)
+        pointer = mask_rows(inputs, rows) + key.to(tl.int64) * inputs.attn_mask.s3
+        x += tl.load(pointer, mask=exists, other=0).to(tl.float32)
     return x
