@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attncap import histogram, packed, summary
+from attncap import histogram, row_sums, row_sums_cpu
 from attncap.moments import Moments, RowValues, Sequences, fold, merge
 from attncap.types import STATISTIC_NAMES, HeadStats, StatSpec
 
@@ -159,8 +159,8 @@ class Accumulator:
             )
             for name in names
         ]
-        served = all(summary.serves(one) for one in rows)
-        sequences = (summary if served else packed).reduce(rows, members, heads.numbers)
+        served = all(row_sums_cpu.serves(one) for one in rows)
+        sequences = (row_sums_cpu if served else row_sums).reduce(rows, members, heads.numbers)
         if len(heads.numbers) < heads.total:
             sequences = sequences.among(heads.numbers, heads.total)
         for group, places in members.items():

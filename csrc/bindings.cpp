@@ -5,7 +5,7 @@
 #include <cstdlib>
 
 #include "cpu/problem.h"
-#include "cpu/summary.h"
+#include "cpu/row_sums.h"
 
 namespace py = pybind11;
 using attncap::Array;

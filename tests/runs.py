@@ -71,3 +71,10 @@ def write_run(path: Path, rows: Sequence[Mapping[str, Any]], **scan: Any) -> Pat
     path.mkdir(parents=True)
     folder.write_scan({**scan_dict(**scan), "heads_sha256": folder.write_heads(rows)})
     return path
+
+
+def contents(run: Path, *tables: str) -> dict[str, bytes]:
+    """The files of a finished run, which has nothing but these; `tables` beside those of every run."""
+    found = {path.name: path.read_bytes() for path in sorted(run.iterdir())}
+    assert list(found) == sorted(("heads.parquet", "scan.json", *tables))
+    return found

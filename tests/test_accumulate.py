@@ -93,14 +93,14 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 def in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on torch's operators sum up what the compiled sums would serve."""
-    monkeypatch.setattr("attncap.summary.serves", lambda _: False)
+    monkeypatch.setattr("attncap.row_sums_cpu.serves", lambda _: False)
 
 
 def test_chunking_by_memory_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     in_torch(monkeypatch)
     values, counted = rows(4, 50, seed=6), right_padded(4, 50, seed=6)
     whole = feed(values, counted, 4, None)
-    monkeypatch.setattr("attncap.packed._CHUNK", 1)
+    monkeypatch.setattr("attncap.row_sums._CHUNK", 1)
     assert feed(values, counted, 4, None) == whole
 
 

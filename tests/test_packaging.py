@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("reference", "cpu", "qualification", "annotations", "layers", "_C"),
     ("dispatch", "ops"),
     ("api", "sdpa", "mha", "nn"),
-    ("tags", "capture", "adapters", "accumulate", "accumulate_io", "histogram", "moments", "packed", "summary"),
+    ("tags", "capture", "adapters", "accumulate", "accumulate_io", "histogram", "moments", "row_sums", "row_sums_cpu"),
     ("store", "workers", "team", "corpus", "corpus_readers", "models", "progress"),
     ("report", "scan", "plan", "shards", "encode", "tables", "options", "ledger", "analysis", "doctor"),
     ("commands",),

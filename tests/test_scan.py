@@ -29,10 +29,11 @@ from attncap.scan import DEFAULT_SPEC, scan
 from attncap.shards import ScanError, one_thread_per_operator
 from attncap.store import Run, RunError, RunFolder, RunMismatchError, read_run
 from attncap.types import StatSpec
+from attncap.workers import read_status
 from tests import tiny
+from tests.runs import contents
 
 DOCUMENTS = 150  # five shards
-FILES = ("heads.parquet", "scan.json")
 
 
 class Messages(Progress):
@@ -72,11 +73,6 @@ def run_scan(folder: Path, output: Path, **changes: Any) -> Run:
 def finished(folder: Path) -> Run:
     """The uninterrupted run that the others are held against."""
     return run_scan(folder, folder / "finished")
-
-
-def contents(run: Path) -> dict[str, bytes]:
-    assert sorted(path.name for path in run.iterdir()) == sorted(FILES)
-    return {name: (run / name).read_bytes() for name in FILES}
 
 
 # What it says.
@@ -235,11 +231,11 @@ def test_a_finished_run_is_verified_and_not_computed_again(
         raise AssertionError("computed again")
 
     monkeypatch.setattr(scan_module, "run_shards", refuse)
-    before = {name: (finished.path / name).stat().st_mtime_ns for name in FILES}
+    before = {name: (finished.path / name).stat().st_mtime_ns for name in contents(finished.path)}
     messages = Messages()
     run_scan(folder, finished.path, progress=messages)
     assert "nothing to do" in messages.said[-1]
-    assert {name: (finished.path / name).stat().st_mtime_ns for name in FILES} == before
+    assert {name: (finished.path / name).stat().st_mtime_ns for name in contents(finished.path)} == before
 
 
 def test_a_damaged_table_is_computed_again(folder: Path, finished: Run, tmp_path: Path) -> None:
@@ -376,13 +372,6 @@ def test_a_stopped_run_goes_on_with_the_shards_it_has(
     assert contents(tmp_path / "run") == contents(finished.path)
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tiny.CommandHost]:
-    host = tiny.CommandHost(tmp_path_factory.mktemp("host") / "log")
-    yield host
-    host.close()
-
-
 def test_kills_at_random_moments_leave_no_trace(folder: Path, tmp_path: Path, host: tiny.CommandHost) -> None:
     corpus = tiny.write_jsonl(tmp_path / "corpus.jsonl", tiny.texts(640, seed=3))
     command = ["scan", folder / "model", corpus, "-o"]
@@ -404,13 +393,15 @@ def test_kills_at_random_moments_leave_no_trace(folder: Path, tmp_path: Path, ho
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_an_interrupt_says_how_to_go_on(folder: Path, finished: Run, tmp_path: Path, host: tiny.CommandHost) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_says_how_to_go_on(folder: Path, tmp_path: Path, host: tiny.CommandHost, number: int) -> None:
     corpus = tiny.write_jsonl(tmp_path / "corpus.jsonl", tiny.texts(3000, seed=3))
     command = ["scan", folder / "model", corpus, "-o", tmp_path / "run"]
-    code, _ = host.run(command, signal.SIGINT, 0.1, after=tmp_path / "run" / "scan.json")
+    code, _ = host.run(command, number, 0.1, after=tmp_path / "run" / "scan.json")
     assert code == 130, host.log()
-    assert "the same command goes on" in host.log()
+    assert "stopped; finished shards are kept, the same command goes on from there" in host.log()
     assert "Traceback" not in host.log()
+    assert [note.state for note in read_status(tmp_path / "run").ended] == ["stopped"]
     state = json.loads((tmp_path / "run" / "scan.json").read_text())
     assert state["status"] == "running"
     assert not list((tmp_path / "run").rglob("*.tmp"))

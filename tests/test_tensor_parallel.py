@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from attncap.options import ScanOptions
 from attncap.store import read_run
 from attncap.team import Team
 from tests import tiny
+from tests.runs import contents
 from tests.test_distributed import HAS_PLAN
 
 pytestmark = pytest.mark.skipif(
@@ -26,14 +26,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 DOCUMENTS = 160  # five shards of 32 documents, as in `tiny.CommandHost`
-FILES = ["heads.parquet", "scan.json", "sequences.parquet"]
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tiny.CommandHost]:
-    host = tiny.CommandHost(tmp_path_factory.mktemp("host") / "log")
-    yield host
-    host.close()
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +42,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, host: tiny.CommandHost) -> 
 def command(folder: Path, output: Path, processes: int = 2) -> list[object]:
     options = ["--keep", "sequences", "--tensor-parallel", processes]
     return ["scan", folder / "model", folder / "corpus.jsonl", "-o", output, *options]
-
-
-def contents(run: Path) -> dict[str, bytes]:
-    assert sorted(path.name for path in run.iterdir()) == FILES
-    return {name: (run / name).read_bytes() for name in FILES}
 
 
 @pytest.mark.parametrize("table", ["heads", "sequences"])
@@ -80,14 +67,14 @@ def test_scan_json_tells_it_apart_and_has_the_same_model(folder: Path) -> None:
 def test_several_teams_share_a_run_without_a_changed_bit(folder: Path, tmp_path: Path, host: tiny.CommandHost) -> None:
     codes, _ = host.run_workers(command(folder, tmp_path / "run"), 4)
     assert codes == [0] * 4, host.log()
-    assert contents(tmp_path / "run") == contents(folder / "pair")
+    assert contents(tmp_path / "run", "sequences.parquet") == contents(folder / "pair", "sequences.parquet")
 
 
 def test_a_finished_run_is_left_as_it_is(folder: Path, host: tiny.CommandHost) -> None:
-    before = contents(folder / "pair")
+    before = contents(folder / "pair", "sequences.parquet")
     assert host.run_workers(command(folder, folder / "pair"), 2)[0] == [0, 0], host.log()
     assert host.log().count("complete and intact, nothing to do") == 1
-    assert contents(folder / "pair") == before
+    assert contents(folder / "pair", "sequences.parquet") == before
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -100,7 +87,7 @@ def test_whoever_of_a_team_is_killed_it_ends_and_goes_on_later(
     assert codes[victim] in (-signal.SIGKILL, 0), host.log()
     assert codes[1 - victim] in (1, 0), host.log()
     assert host.run_workers(command(folder, run), 2)[0] == [0, 0], host.log()
-    assert contents(run) == contents(folder / "pair")
+    assert contents(run, "sequences.parquet") == contents(folder / "pair", "sequences.parquet")
 
 
 def test_a_termination_signal_to_all_ends_the_batch_in_progress(

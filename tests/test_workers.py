@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,16 +22,9 @@ from attncap.progress import Progress
 from attncap.store import RunFolder, read_run
 from attncap.workers import read_status
 from tests import tiny
+from tests.runs import contents
 
 DOCUMENTS = 640  # twenty shards of 32 documents, as in `tiny.CommandHost`
-FILES = ["heads.parquet", "scan.json"]
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tiny.CommandHost]:
-    host = tiny.CommandHost(tmp_path_factory.mktemp("host") / "log")
-    yield host
-    host.close()
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +39,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, host: tiny.CommandHost) -> 
 
 def command(folder: Path, output: Path) -> list[object]:
     return ["scan", folder / "model", folder / "corpus.jsonl", "-o", output]
-
-
-def contents(run: Path) -> dict[str, bytes]:
-    assert sorted(path.name for path in run.iterdir()) == FILES
-    return {name: (run / name).read_bytes() for name in FILES}
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -282,13 +269,3 @@ def test_an_interrupt_that_python_lost_ends_the_scan_after_a_batch(folder: Path,
     with pytest.raises(KeyboardInterrupt):
         scan_module.scan(str(folder / "model"), [str(folder / "corpus.jsonl")], tmp_path / "run", progress=progress)
     assert not read_status(tmp_path / "run").complete
-
-
-def test_a_termination_signal_is_an_interrupt(folder: Path, tmp_path: Path, host: tiny.CommandHost) -> None:
-    corpus = tiny.write_jsonl(tmp_path / "corpus.jsonl", tiny.texts(3000, seed=3))
-    scan = ["scan", folder / "model", corpus, "-o", tmp_path / "run"]
-    code, _ = host.run(scan, signal.SIGTERM, 0.2, after=tmp_path / "run" / "scan.json")
-    assert code == 130, host.log()
-    assert "stopped; finished shards are kept, the same command goes on from there" in host.log()
-    assert "Traceback" not in host.log()
-    assert [note.state for note in read_status(tmp_path / "run").ended] == ["stopped"]

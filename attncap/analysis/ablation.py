@@ -5,7 +5,7 @@ B sequences   N tokens   H heads   V head dim of the value
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attncap.analysis.batches import Loss, run, token_mask
 from attncap.analysis.blocks import AttentionBlock, Edit, attention_blocks, heads_by_block
 
 ZERO, MEAN, UNIFORM = "zero", "mean", "uniform"
 WAYS = (ZERO, MEAN, UNIFORM)
 
 Heads = Iterable[tuple[str | int, int]]
-Loss = Callable[[nn.Module, Any], "Tensor | float"]
 
 
 @contextmanager
@@ -110,18 +110,6 @@ def pruning_curve(
         points.append(PruningPoint(count, tuple(order[before:count]), sum(losses) / len(losses)))
         before = count
     return tuple(points)
-
-
-def run(model: nn.Module, batch: Any) -> Any:
-    """The model's forward: a mapping gives keyword arguments, anything else is the only argument."""
-    return model(**batch) if isinstance(batch, Mapping) else model(batch)
-
-
-def token_mask(batch: Any, heads: Tensor) -> Tensor | None:
-    """(B, N) bool: rows of heads (B, N, H, V) that are tokens by the batch's attention_mask; None if it has none."""
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    fits = isinstance(mask, Tensor) and mask.dim() == 2 and heads.dim() == 4 and mask.shape == heads.shape[:2]
-    return mask.to(heads.device, torch.bool) if fits else None  # type: ignore[union-attr]
 
 
 def _order(ranking: Any) -> list[tuple[int, int]]:

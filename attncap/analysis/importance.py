@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attncap.analysis.ablation import Loss, token_mask
+from attncap.analysis.batches import Loss, token_mask
 from attncap.analysis.blocks import AttentionBlock, Edit, attention_blocks, by_layer_and_head
 
 

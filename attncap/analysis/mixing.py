@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from attncap.adapters.served import ServedCall
-from attncap.analysis.ablation import run
+from attncap.analysis.batches import run
 from attncap.analysis.blocks import AttentionBlock, attention_blocks, by_layer_and_head
 from attncap.capture import Capture
 from attncap.layers import module_of

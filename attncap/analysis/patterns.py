@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attncap.adapters.served import ServedCall
-from attncap.analysis.ablation import run
+from attncap.analysis.batches import run
 from attncap.analysis.blocks import by_layer_and_head
 from attncap.analysis.roles import HALF, means_by_stat
 from attncap.capture import Capture

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from attncap import reference
 from attncap.adapters.served import ServedCall
-from attncap.analysis.ablation import run
+from attncap.analysis.batches import run
 from attncap.capture import Capture
 from attncap.types import HeadStats, StatSpec
 from attncap.validation import check_extras, check_options

@@ -1,4 +1,4 @@
-"""Launcher of the compiled sums over rows: those of `attncap.packed`, with the same bits, for tensors on the CPU.
+"""Launcher of the compiled sums over rows: those of `attncap.row_sums`, with the same bits, for tensors on the CPU.
 
 S statistics   B sequences   H heads   N rows
 """
@@ -23,7 +23,7 @@ def serves(rows: RowValues) -> bool:
 def reduce(
     statistics: Sequence[RowValues], members: Mapping[str, list[int] | None], numbers: Sequence[int]
 ) -> Sequences:
-    """As `attncap.packed.reduce`."""
+    """As `attncap.row_sums.reduce`."""
     from attncap import _C
     from attncap.cpu import array_of
 

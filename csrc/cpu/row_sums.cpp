@@ -1,4 +1,4 @@
-#include "cpu/summary.h"
+#include "cpu/row_sums.h"
 
 #include <algorithm>
 #include <cstring>
