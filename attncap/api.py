@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -87,7 +86,7 @@ def attention(
         key_tags=key_tags,
         key_features=key_features,
     )
-    refuse_grad(query, key, value, extras)
+    refuse_forward_mode(query, key, value, extras)
     chosen = dispatch.choose(impl, query, value)
     if chosen == "reference":
         return reference.attention(query, key, value, spec, options, extras)
@@ -151,7 +150,7 @@ def attention_varlen(
         key_tags=key_tags,
         key_features=key_features,
     )
-    refuse_grad(query, key, value, extras)
+    refuse_forward_mode(query, key, value, extras)
     if len(bounds_q) == 1:  # no sequence at all: one empty sequence gives the empty tensors
         bounds_q, bounds_k = [0, 0], [0, 0]
     chosen = dispatch.choose(impl, query, value)
@@ -162,19 +161,12 @@ def attention_varlen(
     return ops.attention_varlen(query, key, value, bounds_q, bounds_k, spec, options, extras, chosen)
 
 
-def refuse_grad(query: Tensor, key: Tensor, value: Tensor, extras: Extras) -> None:
-    """A derivative that would silently be nothing is refused: reverse mode, and forward mode (torch.func.jvp)."""
-    forward_mode = forward_ad._current_level >= 0
-    if not torch.is_grad_enabled() and not forward_mode:
+def refuse_forward_mode(query: Tensor, key: Tensor, value: Tensor, extras: Extras) -> None:
+    """A derivative that would silently be nothing is refused: that of forward mode (torch.func.jvp)."""
+    if forward_ad._current_level < 0:
         return
     named = {"query": query, "key": key, "value": value, "attn_mask": extras.attn_mask}
     named |= {"sink_logits": extras.sink_logits, "key_features": extras.key_features}
     for name, tensor in named.items():
-        if tensor is None:
-            continue
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise UnsupportedError(
-                f"{name}: requires grad, and attncap has no gradients yet; call under torch.no_grad() or detach it"
-            )
-        if forward_mode and forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
-            raise UnsupportedError(f"{name}: carries a forward-mode tangent, and attncap has no gradients yet")
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+            raise UnsupportedError(f"{name}: carries a forward-mode tangent; attncap has reverse-mode gradients alone")

@@ -22,7 +22,7 @@ from attncap.adapters.fastpath import follow_padded_rows
 from attncap.adapters.frames import Frame, Frames, cached_keys, padding_of_rows
 from attncap.adapters.intercept import Interception
 from attncap.adapters.served import ServedCall, call_in_graph, computed, fitting, number_of, tokens_of_mask
-from attncap.api import attention, refuse_grad
+from attncap.api import attention, refuse_forward_mode
 from attncap.mha import HeadsCall, multi_head_attention, weights_of
 from attncap.sdpa import attend_of_thread, recording, sdpa_by
 from attncap.types import StatSpec, UnsupportedError
@@ -236,7 +236,7 @@ class ModuleAdapter:
         """See `attncap.sdpa.Attend`: query (B,H,Q,D), key and value (B,G,K,D)."""
         running = self._frames.running
         frame = running[-1]
-        refuse_grad(query, key, value, Extras(attn_mask=attn_mask))
+        refuse_forward_mode(query, key, value, Extras(attn_mask=attn_mask))
         if not self._selects(frame):
             spec = StatSpec.none()
             out, _ = attention(query, key, value, spec, attn_mask=attn_mask, causal=causal, scale=scale, query_offset=0)

@@ -26,7 +26,7 @@ from attncap.adapters.inspection import calls_the_registry, configurations
 from attncap.adapters.masks import LazyMask, MaskTerms, only_keys, terms_of, whole_mask
 from attncap.adapters.served import ServedCall, call_in_graph, computed, fitting, number_of
 from attncap.annotations import Annotations
-from attncap.api import refuse_grad
+from attncap.api import refuse_forward_mode
 from attncap.types import UnsupportedError
 from attncap.validation import Extras
 
@@ -228,7 +228,7 @@ class TransformersAdapter:
             phase=DECODE if running.cached and query.shape[2] == 1 else PREFILL,
         )
         if torch.compiler.is_compiling():
-            refuse_grad(query, key, value, Extras(attn_mask=call.attn_mask, sink_logits=s_aux))
+            refuse_forward_mode(query, key, value, Extras(attn_mask=call.attn_mask, sink_logits=s_aux))
             out = call_in_graph(self._number, call)
         else:
             out = self.serve(call)
