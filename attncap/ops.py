@@ -51,10 +51,7 @@ def attention(
     outputs = torch.ops.attncap.attention(
         query, key, value, extras.attn_mask, *_optional(extras), *_numbers(spec, options), offset, impl
     )
-    out, stats = _unpack(outputs, spec, extras)
-    if extras.query_mask is not None:
-        stats.lse = stats.lse.masked_fill(~extras.query_mask[:, None], -torch.inf)
-    return out, stats
+    return _unpack(outputs, spec, extras)
 
 
 def attention_varlen(
@@ -72,10 +69,29 @@ def attention_varlen(
     outputs = torch.ops.attncap.attention_varlen(
         query, key, value, bounds_q, bounds_k, *_optional(extras), *_numbers(spec, options), options.query_offset, impl
     )
-    out, stats = _unpack(outputs, spec, extras)
-    if extras.query_mask is not None:
-        stats.lse = stats.lse.masked_fill(~extras.query_mask, -torch.inf)
-    return out, stats
+    return _unpack(outputs, spec, extras)
+
+
+def backward_of_out(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    options: Options,
+    extras: Extras,
+    impl: str,
+    out: Tensor,
+    lse: Tensor,
+    derivative: Tensor,
+    wanted: list[str],
+) -> list[Tensor]:
+    """Run attncap::attention_backward where the loss depends on `out` alone: the gradients of inputs `wanted`."""
+    offset = key.shape[2] - query.shape[2] if options.query_offset is None else options.query_offset
+    numbers = _numbers(StatSpec.none(), options)
+    found: list[Tensor] = torch.ops.attncap.attention_backward(
+        query, key, value, extras.attn_mask, *_optional(extras), *numbers, offset, impl,
+        [out, lse], [derivative], ["out"], wanted,
+    )  # fmt: skip
+    return found
 
 
 def _numbers(spec: StatSpec, options: Options) -> tuple[object, ...]:
@@ -141,7 +157,8 @@ def _statistics(spec: StatSpec, extras: Extras) -> list[str]:
 
 
 def _unpack(outputs: Sequence[Tensor], spec: StatSpec, extras: Extras) -> tuple[Tensor, HeadStats]:
-    return outputs[0], HeadStats(**dict(zip(_statistics(spec, extras), outputs[1:], strict=True)))
+    # Where the loss depends on `out` alone a backward is given lse and no other statistic.
+    return outputs[0], HeadStats(**dict(zip(_statistics(spec, extras), outputs[1:], strict=False)))
 
 
 def _dense_outputs(
@@ -330,7 +347,7 @@ for _name, _kernel, _kernel_backward, _places in (
     ("attention_varlen", _attention_varlen, _attention_varlen_backward, _DIFFERENTIABLE_PACKED),
 ):
     torch.library.impl(f"attncap::{_name}", ("cpu", "cuda"), _kernel)
-    torch.library.impl(f"attncap::{_name}_backward", ("cpu", "cuda"), _kernel_backward)
+    torch.library.impl(f"attncap::{_name}_backward", "CompositeExplicitAutograd", _kernel_backward)
     _backward = _differentiate(f"{_name}_backward", _places)
     torch.library.register_autograd(f"attncap::{_name}", _backward, setup_context=_save)
     torch.library.register_autograd(f"attncap::{_name}_backward", _refuse_second)
