@@ -9,14 +9,15 @@ derivatives of the outputs named in `arrived`. Launchers are imported when an op
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attncap.types import STATISTIC_NAMES, HeadStats, StatSpec, UnsupportedError
+from attncap import autograd
+from attncap.types import STATISTIC_NAMES, HeadStats, StatSpec
 from attncap.validation import Call, Extras, Gradients, Options, Upstream
 
 # The numbers of StatSpec (diagonal None as -1) and of Options, in the order of their fields.
@@ -48,7 +49,7 @@ def attention(
 ) -> tuple[Tensor, HeadStats]:
     """Run attncap::attention on checked arguments, served by `impl`."""
     offset = key.shape[2] - query.shape[2] if options.query_offset is None else options.query_offset
-    outputs = torch.ops.attncap.attention(
+    outputs = _run_dense(
         query, key, value, extras.attn_mask, *_optional(extras), *_numbers(spec, options), offset, impl
     )
     return _unpack(outputs, spec, extras)
@@ -66,7 +67,7 @@ def attention_varlen(
     impl: str,
 ) -> tuple[Tensor, HeadStats]:
     """Run attncap::attention_varlen on checked arguments, served by `impl`."""
-    outputs = torch.ops.attncap.attention_varlen(
+    outputs = _run_packed(
         query, key, value, bounds_q, bounds_k, *_optional(extras), *_numbers(spec, options), options.query_offset, impl
     )
     return _unpack(outputs, spec, extras)
@@ -307,47 +308,22 @@ def _arguments(attn_mask: Tensor | None, rest: tuple[Any, ...]) -> tuple[StatSpe
     )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    """Keep what a backward computes the probabilities from once more; nothing of it is N x N."""
-    ctx.set_materialize_grads(False)  # an output that the loss does not depend on has no derivative
-    ctx.others = [None if isinstance(value, Tensor) else value for value in inputs]
-    ctx.are_tensors = [isinstance(value, Tensor) for value in inputs]
-    ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)), *output)
+def _output_names(first: int) -> Callable[[Sequence[Any]], Sequence[str]]:
+    """Of the arguments of an operator whose optional tensors stand from `first` on."""
+
+    def names(arguments: Sequence[Any]) -> Sequence[str]:
+        spec, _, extras, _ = _arguments(None, tuple(arguments[first:]))
+        return ("out", *_statistics(spec, extras))
+
+    return names
 
 
-def _differentiate(operator: str, places: dict[str, int]) -> Any:
-    """The backward of an operator is another operator, which torch.compile keeps too."""
+torch.library.impl("attncap::attention", ("cpu", "cuda"), _attention)
+torch.library.impl("attncap::attention_varlen", ("cpu", "cuda"), _attention_varlen)
+torch.library.impl("attncap::attention_backward", "CompositeExplicitAutograd", _attention_backward)
+torch.library.impl("attncap::attention_varlen_backward", "CompositeExplicitAutograd", _attention_varlen_backward)
 
-    def backward(ctx: Any, derivatives: list[Tensor | None]) -> tuple[Any, ...]:
-        saved = iter(ctx.saved_tensors)
-        inputs = [next(saved) if given else other for given, other in zip(ctx.are_tensors, ctx.others, strict=True)]
-        outputs = list(saved)
-        wanted = [name for name, place in places.items() if ctx.needs_input_grad[place]]
-        # torch takes an empty list among the arguments for one of tensors, and wants one back.
-        result: list[Any] = [[] if value == [] else None for value in ctx.others]
-        spec, _, extras, _ = _arguments(None, tuple(inputs[places["sink_logits"] :]))
-        names = ("out", *_statistics(spec, extras))
-        arrived = {name: one for name, one in zip(names, derivatives, strict=True) if one is not None}
-        if arrived:
-            run = getattr(torch.ops.attncap, operator)
-            found = run(*inputs, outputs, list(arrived.values()), list(arrived), wanted)
-            for one, gradient in zip(wanted, found, strict=True):
-                result[places[one]] = gradient
-        return tuple(result)
-
-    return backward
-
-
-def _refuse_second(_context: Any, *_derivatives: Any) -> None:
-    raise UnsupportedError("attncap's gradients cannot be differentiated again, except with impl='reference'")
-
-
-for _name, _kernel, _kernel_backward, _places in (
-    ("attention", _attention, _attention_backward, _DIFFERENTIABLE),
-    ("attention_varlen", _attention_varlen, _attention_varlen_backward, _DIFFERENTIABLE_PACKED),
-):
-    torch.library.impl(f"attncap::{_name}", ("cpu", "cuda"), _kernel)
-    torch.library.impl(f"attncap::{_name}_backward", "CompositeExplicitAutograd", _kernel_backward)
-    _backward = _differentiate(f"{_name}_backward", _places)
-    torch.library.register_autograd(f"attncap::{_name}", _backward, setup_context=_save)
-    torch.library.register_autograd(f"attncap::{_name}_backward", _refuse_second)
+_run_dense = autograd.register("attention", _DIFFERENTIABLE, _output_names(_DIFFERENTIABLE["sink_logits"]))
+_run_packed = autograd.register(
+    "attention_varlen", _DIFFERENTIABLE_PACKED, _output_names(_DIFFERENTIABLE_PACKED["sink_logits"])
+)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from attncap import api, dispatch, ops, validation
+from attncap import api, autograd, dispatch, ops, validation
 from attncap.adapters.served import ServedCall
 from attncap.annotations import Annotations
 from attncap.types import UnsupportedError
@@ -202,9 +202,5 @@ def _backward(ctx: Any, derivative: Tensor | None, _of_lse: None) -> tuple[Tenso
     return tuple(result)
 
 
-def _refuse_second(_context: Any, *_derivatives: Any) -> None:
-    raise UnsupportedError("attncap's gradients cannot be differentiated again")
-
-
 torch.library.register_autograd("attncap::served", _backward, setup_context=_save)
-torch.library.register_autograd("attncap::served_backward", _refuse_second)
+torch.library.register_autograd("attncap::served_backward", autograd.refuse_second)
