@@ -55,11 +55,13 @@ def register(name: str, places: Mapping[str, int], output_names: OutputNames) ->
     return run
 
 
-def refuse_second(_context: Any, *_derivatives: Any) -> None:
+def refuse_second(_context: Any, *_derivatives: Any) -> Any:
     """The backward of a backward."""
-    raise UnsupportedError(
-        "attncap's gradients cannot be differentiated again; impl='reference' has second derivatives"
-    )
+    raise UnsupportedError("attncap's gradients cannot be differentiated again, but those of impl='reference' can")
+
+
+def _refuse_vmap(*_: Any) -> Any:
+    raise UnsupportedError("attncap's attention has a batch of its own, in the place of torch.func.vmap")
 
 
 def _in_transform() -> bool:
