@@ -110,7 +110,7 @@ def run(
     out, stats = ops.attention(query, key, value, spec, options, extras, impl)
     lse = stats.lse
     if extras.query_mask is not None:
-        stats.lse = lse.masked_fill(~extras.query_mask[:, None], -torch.inf)
+        stats.lse = torch.where(extras.query_mask[:, None], lse, -torch.inf)
     return out, stats, lse
 
 
@@ -179,7 +179,7 @@ def attention_varlen(
     refuse_forward_mode(query, key, value, extras)
     out, stats = ops.attention_varlen(query, key, value, bounds_q, bounds_k, spec, options, extras, chosen)
     if extras.query_mask is not None:
-        stats.lse = stats.lse.masked_fill(~extras.query_mask, -torch.inf)
+        stats.lse = torch.where(extras.query_mask, stats.lse, -torch.inf)
     return out, stats
 
 

@@ -55,7 +55,7 @@ def register(name: str, places: Mapping[str, int], output_names: OutputNames) ->
     return run
 
 
-def refuse_second(_context: Any, *_derivatives: Any) -> Any:
+def refuse_second(ctx: Any, *grad_outputs: Any) -> Any:
     """The backward of a backward."""
     raise UnsupportedError("attncap's gradients cannot be differentiated again, but those of impl='reference' can")
 
