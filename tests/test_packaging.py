@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("dispatch", "ops"),
     ("api", "sdpa", "mha", "nn"),
     ("tags", "capture", "adapters", "accumulate", "accumulate_io", "histogram", "moments", "row_sums", "row_sums_cpu"),
+    ("monitor", "alarms", "head_sums", "across", "trainer_callback"),
     ("store", "workers", "team", "corpus", "corpus_readers", "models", "progress"),
     ("report", "scan", "plan", "shards", "encode", "tables", "options", "ledger", "analysis", "doctor"),
     ("commands",),
