@@ -119,7 +119,7 @@ class Alarms:
         if self._on_alarm == "raise":
             raise AlarmError(message, alarms)
         if warns:
-            warnings.warn(message, AlarmWarning, stacklevel=4)
+            warnings.warn(message, AlarmWarning, stacklevel=3)
 
 
 def _checked(name: str, thresholds: Any) -> dict[str, float]:
