@@ -99,7 +99,7 @@ class Capture:
 
     def __reduce__(self) -> Any:
         """A model's hooks hold the capture, so that this is where a copy of a model that is captured ends."""
-        raise TypeError("capture: a model can be neither copied nor pickled while it is captured; do so before or after")
+        raise TypeError("capture: a model can be neither copied nor pickled while it is captured, only outside")
 
     @property
     def accumulator(self) -> Accumulator:
