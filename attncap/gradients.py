@@ -55,8 +55,9 @@ def attention(call: Call, out: Tensor, stats: HeadStats, upstream: Upstream, gra
     sums = Gradients(
         **{name: None if tensor is None else torch.zeros_like(tensor, dtype=compute) for name, tensor in wanted.items()}
     )
-    for block in _blocks(call, stats, upstream):
-        _add(block, block.of_sums(sums))
+    with torch.autocast(call.query.device.type, enabled=False):  # a backward may be run inside one
+        for block in _blocks(call, stats, upstream):
+            _add(block, block.of_sums(sums))
     for name, tensor in wanted.items():
         if tensor is not None:
             tensor.copy_(getattr(sums, name))

@@ -238,7 +238,7 @@ class Checkpointed(nn.Module):
 def test_padding_and_tags_need_not_be_known_when_a_layer_is_computed_once_more() -> None:
     model, tokens = Checkpointed(), seeded(4, 2, 5, WIDTH).requires_grad_()
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    tags = {"all": lambda batch: (torch.zeros(2, 5).long(), torch.zeros(2, 5).long())}
+    tags = {"all": lambda batch: (batch["attention_mask"].long(), batch["attention_mask"].long())}
     expected = torch.autograd.grad(model(tokens, mask).square().sum(), tokens)
     with attncap.capture(model, maps.FULL, tags=tags, importance=True) as cap:
         found = torch.autograd.grad(model(tokens, mask).square().sum(), tokens)
