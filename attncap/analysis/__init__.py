@@ -16,11 +16,22 @@ from attncap.analysis.patterns import (
     positional_heads,
     retrieval_scores,
 )
+from attncap.analysis.results import (
+    Column,
+    Result,
+    ResultDamagedError,
+    head_places,
+    read_result,
+    read_results,
+    result_path,
+    save_result,
+)
 from attncap.analysis.roles import HeadRole, Role, RoleResult, find_roles
 from attncap.analysis.similarity import HeadDistances, clusters, coordinates, head_distances
 
 __all__ = [
     "Circuits",
+    "Column",
     "Comparison",
     "HeadDifference",
     "HeadDistances",
@@ -30,6 +41,8 @@ __all__ = [
     "Needle",
     "PositionalHead",
     "PruningPoint",
+    "Result",
+    "ResultDamagedError",
     "Role",
     "RoleResult",
     "ablate",
@@ -43,8 +56,13 @@ __all__ = [
     "find_roles",
     "head_distances",
     "head_importance",
+    "head_places",
     "mixing_ratio",
     "positional_heads",
     "pruning_curve",
+    "read_result",
+    "read_results",
+    "result_path",
     "retrieval_scores",
+    "save_result",
 ]
