@@ -6,8 +6,10 @@ from attncap.analysis.ablation import PruningPoint, ablate, pruning_curve
 from attncap.analysis.circuits import Circuits, circuits, composition
 from attncap.analysis.compare import Comparison, HeadDifference, compare
 from attncap.analysis.detect import detect_head
+from attncap.analysis.groups import HeadPreference, Preferences, group_preference
 from attncap.analysis.importance import head_importance
 from attncap.analysis.mixing import MixingRatio, mixing_ratio
+from attncap.analysis.output_weight import OutputWeight, output_weight, rank_correlation
 from attncap.analysis.patterns import (
     HeadPattern,
     Needle,
@@ -36,10 +38,13 @@ __all__ = [
     "HeadDifference",
     "HeadDistances",
     "HeadPattern",
+    "HeadPreference",
     "HeadRole",
     "MixingRatio",
     "Needle",
+    "OutputWeight",
     "PositionalHead",
+    "Preferences",
     "PruningPoint",
     "Result",
     "ResultDamagedError",
@@ -54,12 +59,15 @@ __all__ = [
     "detect_head",
     "find_patterns",
     "find_roles",
+    "group_preference",
     "head_distances",
     "head_importance",
     "head_places",
     "mixing_ratio",
+    "output_weight",
     "positional_heads",
     "pruning_curve",
+    "rank_correlation",
     "read_result",
     "read_results",
     "result_path",
