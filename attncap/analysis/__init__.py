@@ -6,10 +6,12 @@ from attncap.analysis.ablation import PruningPoint, ablate, pruning_curve
 from attncap.analysis.circuits import Circuits, circuits, composition
 from attncap.analysis.compare import Comparison, HeadDifference, compare
 from attncap.analysis.detect import detect_head
+from attncap.analysis.drift import FocusDrift, focus_drift, token_trigger
 from attncap.analysis.groups import HeadPreference, Preferences, group_preference
 from attncap.analysis.importance import head_importance
 from attncap.analysis.mixing import MixingRatio, mixing_ratio
 from attncap.analysis.output_weight import OutputWeight, output_weight, rank_correlation
+from attncap.analysis.patch_distance import patch_distance
 from attncap.analysis.patterns import (
     HeadPattern,
     Needle,
@@ -35,6 +37,7 @@ __all__ = [
     "Circuits",
     "Column",
     "Comparison",
+    "FocusDrift",
     "HeadDifference",
     "HeadDistances",
     "HeadPattern",
@@ -59,12 +62,14 @@ __all__ = [
     "detect_head",
     "find_patterns",
     "find_roles",
+    "focus_drift",
     "group_preference",
     "head_distances",
     "head_importance",
     "head_places",
     "mixing_ratio",
     "output_weight",
+    "patch_distance",
     "positional_heads",
     "pruning_curve",
     "rank_correlation",
@@ -73,4 +78,5 @@ __all__ = [
     "result_path",
     "retrieval_scores",
     "save_result",
+    "token_trigger",
 ]
