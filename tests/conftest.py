@@ -5,6 +5,7 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +44,14 @@ def backdoored() -> Any:
 def digits_model() -> Any:
     """See `tests.trained`."""
     return _one_thread(trained.digits_model)
+
+
+@pytest.fixture(scope="session")
+def digit_runs(tmp_path_factory: pytest.TempPathFactory, digits_model: Any) -> tuple[Path, Path]:
+    """See `tests.digit_runs.make_digit_runs`."""
+    from tests.digit_runs import make_digit_runs
+
+    return make_digit_runs(tmp_path_factory.mktemp("digits"), digits_model)
 
 
 def _one_thread(train: Callable[[], Any]) -> Any:
