@@ -218,6 +218,9 @@ def analyse_command(
     documents: Annotated[
         int, typer.Option(help="How many documents of the corpus the model is run on, evenly spaced.", min=1)
     ] = DOCUMENTS,
+    conllu: Annotated[
+        Path | None, typer.Option(help="Sentences with dependencies, CoNLL-U, for syntax; it is left out without.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
 ) -> int:
     """Analyse the model of RUN beyond its statistics, into tables under RUN/analyses that the report shows.
@@ -228,8 +231,10 @@ def analyse_command(
     for name in names or ():
         if name not in ANALYSIS_NAMES:
             raise UsageError(f"--only: expected names out of {', '.join(ANALYSIS_NAMES)}, got {name!r}")
+    if conllu is None and "syntax" in (names or ()):
+        raise UsageError("--only: syntax needs --conllu FILE")
     with progress_for(sys.stderr) as progress, _signals_interrupt(progress):
-        found = analyse(run_folder, only=names, documents=documents, device=device, progress=progress)
+        found = analyse(run_folder, only=names, documents=documents, device=device, conllu=conllu, progress=progress)
     there = len(found.results)
     typer.echo(f"{run_folder}: {plural(there, 'result')} under {run_folder / 'analyses'}")
     for name, why in found.refused.items():

@@ -11,7 +11,16 @@ import pytest
 import torch
 import transformers
 
-from attncap.analysis import circuits, head_importance, mixing_ratio, output_weight, positional_heads
+from attncap.analysis import (
+    circuits,
+    dependency_accuracy,
+    head_importance,
+    mixing_ratio,
+    output_weight,
+    positional_heads,
+    read_conllu,
+    word_encoder,
+)
 from attncap.analysis.of_run import NAMES, analyse
 from attncap.analysis.results import CURVE, PAIRS, Result, read_results
 from attncap.corpus import CorpusOptions
@@ -81,7 +90,7 @@ def test_every_analysis_of_a_model_without_a_head(bert_run: Path) -> None:
     found = analyse(bert_run, documents=12)
     assert found.refused == {}
     assert set(found.results) == RESULTS
-    assert found.computed == NAMES
+    assert found.computed == tuple(name for name in NAMES if name != "syntax")  # for which no sentences were given
     assert set(read_results(bert_run)) == RESULTS
     assert {path.name: path.read_bytes() for path in bert_run.iterdir() if path.is_file()} == before
 
@@ -152,6 +161,29 @@ def test_a_masked_language_model_too(tmp_path: Path) -> None:
     assert min(found.results["importance"].data["importance"]) > 0
     again = analyse(run, only=["importance"], documents=7)
     assert again.computed == ("importance",)
+
+
+def test_sentences_with_dependencies_make_syntax(tmp_path: Path, bert_run: Path) -> None:
+    path = tmp_path / "sentences.conllu"
+    words = ("ba", "de", "fi", "go", "ku")
+    lines = [f"{place + 1}\t{word}\t_\t_\t_\t_\t{place}\tnext\t_\t_\n" for place, word in enumerate(words)]
+    path.write_text("".join(lines) + "\n")
+    result = analyse(bert_run, only=["syntax"], conllu=path).results["syntax"]
+    loaded = load_model(str(bert_run.parent / "model"))
+    direct = dependency_accuracy(loaded.model, word_encoder(loaded.tokenizer), read_conllu(path))
+    expected = direct.accuracy[direct.relations.index("next"), 0]
+    assert result.by_head("to_head", "next") == pytest.approx(
+        {(layer, head): float(expected[layer, head]) for layer in range(2) for head in range(2)}
+    )
+    assert set(result.data["group"]) == {"all", "next"}
+    assert set(result.by_head("baseline", "next").values()) == {1.0}
+    assert analyse(bert_run, only=["syntax"], conllu=path).computed == ()
+    path.write_text("".join(lines[:3]) + "\n")
+    assert analyse(bert_run, only=["syntax"], conllu=path).computed == ("syntax",)
+    with pytest.raises(ValueError, match="conllu: expected a CoNLL-U file for syntax, got none"):
+        analyse(bert_run, only=["syntax"])
+    with pytest.raises(ValueError, match="no such file"):
+        analyse(bert_run, conllu=tmp_path / "none")
 
 
 def test_a_vision_model(digit_runs: tuple[Path, Path]) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attncap.analysis.catalogue import ANALYSES, Analysis
+from attncap.analysis.catalogue import ANALYSES, SENTENCES, Analysis
 from attncap.analysis.results import Result, ResultDamagedError, read_result, result_path, save_result
 from attncap.analysis.subject import Subject, load_subject
+from attncap.analysis.syntax import ConlluError
 from attncap.parts import TEMPORARY
 from attncap.progress import Progress
 from attncap.store import ANALYSES as FOLDER
@@ -43,6 +44,7 @@ def analyse(
     only: Sequence[str] | None = None,
     documents: int = DOCUMENTS,
     device: str = "auto",
+    conllu: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Analysed:
     """Analyse the model of a finished run, on documents of its corpus, into RUN/analyses.
@@ -55,25 +57,31 @@ def analyse(
         only: names out of `NAMES`; None for all.
         documents: how many the model is run on, evenly spaced over the corpus.
         device: a torch device; "auto" takes the GPU where there is one.
+        conllu: a CoNLL-U file, which "syntax" is about; without one it is left out.
         progress: is shown forwards of the model, of all analyses together.
 
     Raises:
         RunError: the run is not finished or damaged, or its folder may not be written.
         RunMismatchError: the model or the corpus is not what was scanned.
-        ModelError, CorpusError: they cannot be read.
-        ValueError: no such analysis; fewer than one document.
+        ModelError, CorpusError, ConlluError: they cannot be read.
+        ValueError: no such analysis; fewer than one document; syntax without a file.
     """
     for name in only or ():
         if name not in NAMES:
             raise ValueError(f"only: expected names out of {', '.join(NAMES)}, got {name!r}")
     if documents < 1:
         raise ValueError(f"documents: expected at least 1, got {documents}")
+    if conllu is None and "syntax" in (only or ()):
+        raise ValueError("conllu: expected a CoNLL-U file for syntax, got none")
+    if conllu is not None and not Path(conllu).is_file():
+        raise ConlluError(f"{conllu}: no such file")
     progress = progress or Progress()
     folder = Path(run)
     finished = read_run(folder)
     _make_folder(folder)
-    subject = load_subject(finished, documents, device, progress.message, progress.advance)
-    wanted = [analysis for analysis in ANALYSES if only is None or analysis.name in only]
+    subject = load_subject(finished, documents, device, progress.message, progress.advance, str(conllu or ""))
+    possible = [analysis for analysis in ANALYSES if conllu is not None or analysis.reads != SENTENCES]
+    wanted = [analysis for analysis in possible if only is None or analysis.name in only]
     there = {analysis.name: _there(analysis, subject) for analysis in wanted}
     left = [analysis for analysis in wanted if there[analysis.name] is None]
     results = {one.name: one for found in there.values() for one in found or ()}
@@ -83,7 +91,7 @@ def analyse(
     done = 0
     for analysis in left:
         try:
-            for result in analysis.compute(subject):
+            for result in analysis.run(subject):
                 save_result(folder, result)
                 results[result.name] = result
         except (AttncapError, ValueError) as error:

@@ -145,6 +145,21 @@ def head_places(
     return {name: [row[place] for row in rows] for place, name in enumerate((*_HEAD, *tables))}
 
 
+def described(
+    name: str,
+    title: str,
+    text: str,
+    columns: tuple[Column, ...],
+    data: Mapping[str, Sequence[Any]],
+    *,
+    kind: str = HEADS,
+    plane: tuple[str, ...] = (),
+) -> Result:
+    """A `Result` whose text is paragraphs of any line breaks."""
+    paragraphs = "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+    return Result(name, title, paragraphs, kind, columns, data, plane)
+
+
 def result_path(run: str | os.PathLike[str], name: str) -> Path:
     """Where the result of an analysis lies in a run."""
     return Path(run) / ANALYSES / f"{name}.parquet"

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import attncap
 from attncap.analysis.batches import Loss
+from attncap.analysis.blocks import attention_blocks
 from attncap.analysis.objective import Objective, objective_of
 from attncap.analysis.results import head_places
 from attncap.analysis.roles import means_by_stat
@@ -40,6 +40,7 @@ class Subject:
         documents: how many there are.
         few: some of them, each a batch of its own, for what runs the model some hundred times.
         advance: told of every forward.
+        conllu: a file of sentences with dependencies; "" where none was given.
     """
 
     run: Run
@@ -48,6 +49,7 @@ class Subject:
     documents: int
     few: Sequence[Mapping[str, Tensor]]
     advance: Advance
+    conllu: str = ""
 
     @cached_property
     def objective(self) -> Objective:
@@ -65,6 +67,11 @@ class Subject:
 
         total = None if found.total is None else told(found.total)
         return replace(found, loss=told(found.loss), total=total)
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """Names of the attention modules in order of definition."""
+        return [block.name for block in attention_blocks(self.loaded.model)]
 
     def watched(self, step: int = 1) -> Iterator[Mapping[str, Tensor]]:
         """Every `step`-th batch, which is told of as it is done."""
@@ -102,15 +109,9 @@ class Subject:
         columns = (self.run.heads[name].to_pylist() for name in ("module", "layer"))
         return dict(zip(*columns, strict=True))
 
-    def made_from(self, documents: int, **more: Any) -> dict[str, Any]:
-        """`Result.made_from`: what the numbers depend on; 0 documents where it is none."""
-        scan = self.run.scan
-        found = {"attncap": attncap.__version__, "model": scan["model"]["fingerprint"], **more}
-        return found | ({"corpus": scan["corpus"]["fingerprint"], "documents": documents} if documents else {})
 
-
-def load_subject(run: Run, documents: int, device: str, say: Say, advance: Advance) -> Subject:
-    """Load the model and the documents of a run.
+def load_subject(run: Run, documents: int, device: str, say: Say, advance: Advance, conllu: str = "") -> Subject:
+    """Load the model and the documents of a run; `conllu` as in `Subject`.
 
     Raises:
         RunMismatchError: the model or the corpus is not what was scanned.
@@ -128,7 +129,7 @@ def load_subject(run: Run, documents: int, device: str, say: Say, advance: Advan
     encoded = _documents(run, loaded, documents)
     every = [_inputs(loaded, batch) for batch in batches(encoded, _BATCH_TOKENS)]
     few = [_inputs(loaded, [one]) for one in encoded[:: -(-len(encoded) // _FEW)]]
-    return Subject(run, loaded, every, len(encoded), few, advance)
+    return Subject(run, loaded, every, len(encoded), few, advance, conllu)
 
 
 def _inputs(loaded: LoadedModel, batch: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -155,7 +156,7 @@ def _documents(run: Run, loaded: LoadedModel, number: int) -> list[Encoded]:
             shards.add(index)
         first += count
     found = []
-    for shard in corpus.shards(survey, size, shards):
+    for shard in corpus.shards(survey, shards):
         sequences = encode(shard, loaded, min(limits, default=None)).sequences
         found += [one for one in sequences if one.number in wanted and one.length >= _FEWEST_TOKENS]
     if not found:
