@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,17 @@ def test_a_checkpoint_that_lacks_a_weight_is_the_same_model_each_time(tmp_path: 
     assert first.model.pooler is not None
     assert first.fingerprint == second.fingerprint
     assert torch.equal(torch.get_rng_state(), state)
+
+
+GUIDE = (Path(__file__).parent.parent / "docs" / "analyses.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_names_every_analysis_and_its_example_runs(
+    bert_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert re.findall(r"^\| `(\w+)` \|", GUIDE, re.MULTILINE) == list(NAMES)
+    analyse(bert_run, only=["circuits"])
+    monkeypatch.chdir(bert_run.parent)
+    example = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)[0]
+    exec(compile(example, "docs/analyses.md", "exec"), {})
+    assert "Circuits heads ['copying', 'output_norm', 'ov_norm', 'qk_norm']" in capsys.readouterr().out
