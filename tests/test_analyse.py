@@ -109,11 +109,12 @@ def test_every_analysis_of_a_model_without_a_head(bert_run: Path) -> None:
     assert results["similarity"].plane == ("x", "y")
     assert "40" not in results["mixing"].text
     assert results["mixing"].made_from["documents"] == len(batches)
+    assert "of importance with the share of the layer's output" in results["importance"].text
     assert "no language-modelling head" in results["importance"].text
     curve = results["pruning"]
     assert curve.kind == CURVE
     assert curve.data["removed"] == [0.0, 1.0, 2.0, 3.0, 4.0]
-    assert [values[0] for name, values in curve.data.items() if name != "removed"] == pytest.approx([0.0] * 5, abs=1e-6)
+    assert [values[0] for name, values in curve.data.items() if name != "removed"] == pytest.approx([0.0] * 6, abs=1e-6)
     assert len({round(values[-1], 9) for name, values in curve.data.items() if name != "removed"}) == 1
 
 

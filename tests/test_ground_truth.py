@@ -123,7 +123,7 @@ WRITTEN = ("previous token", "next token", "self", "sink", "special tokens", "du
 
 
 class Written(nn.Module):
-    """A head for each of `WRITTEN`, in a layer that sees ahead; a token's features are its place, it, the one before."""
+    """A head for each of `WRITTEN`, in a layer that sees ahead: a token shows its place, itself, the one before."""
 
     def __init__(self) -> None:
         super().__init__()
