@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,19 @@ def test_the_command(host: tiny.CommandHost, bert_run: Path) -> None:
     assert "--only: expected names out of circuits" in host.log()
     code, _ = host.run(["report", bert_run])
     assert code == 0
+
+
+def test_a_killed_command_goes_on_after_what_it_finished(host: tiny.CommandHost, tmp_path: Path) -> None:
+    run = scanned(tmp_path, tiny.save_model(tmp_path / "model"), groups=True)
+    first = run / "analyses" / "circuits.parquet"
+    code, _ = host.run(["analyse", run, "--documents", "40"], signal=signal.SIGINT, after=first)
+    assert code in (0, 130)  # it may have been done by then
+    assert (code == 130) == ("finished analyses are kept" in host.log())
+    written = first.stat().st_mtime_ns
+    code, _ = host.run(["analyse", run, "--documents", "40"])
+    assert code == 0
+    assert first.stat().st_mtime_ns == written
+    assert set(read_results(run)) == RESULTS
 
 
 def test_a_run_with_analyses_is_still_finished(bert_run: Path) -> None:
