@@ -28,22 +28,23 @@ SPEC = attncap.StatSpec(offsets=(-1,), topk=0)
 PAGE = """# Induction appears in a phase change
 
 A model of two layers of attention, two heads each, and nothing else but embeddings learns random sequences of {length}
-tokens out of {vocabulary} kinds that begin again after 8 to 16 tokens: from there on the next token is known to who finds the
-earlier occurrence of the present one. Every {every} steps a capture reads its heads on {batch} sequences that it is not
-trained on. No map is made.
+tokens out of {vocabulary} kinds that begin again after 8 to 16 tokens: from there on the next token is known to who
+finds the earlier occurrence of the present one. Every {every} steps a capture reads its heads on {batch} sequences that
+it is not trained on. No map is made.
 
 - *induction score* of a head (prefix matching, Olsson 2022): the probability that it gives to the keys after earlier
   occurrences of the row's token, sum_j p_ij [token_i = token_(j-1)], averaged over the rows whose next token is known.
 - *previous token*: the probability on the key before, averaged over all rows.
 - *loss*: of the known tokens, nats.
 
-![Above, the loss, which falls fastest in a band of steps that is marked. Below, in the same band the induction scores of both
-heads of the second layer rise from 0.3 to 0.7, and the first layer's head 0 begins to look at the previous token.](induction.svg)
+![Above, the loss, which falls fastest in a band of steps that is marked. Below, in the same band the induction scores
+of both heads of the second layer rise from 0.3 to 0.7, and the first layer's head 0 begins to look at the previous
+token.](induction.svg)
 
-For some {plateau} steps nothing much happens. Then both heads of the second layer become induction heads within {width}
-steps (their score goes from a quarter to three quarters of its rise), the loss falls with them, and a head of the first
-layer, which tells them what stood before each token, turns to the previous token: more slowly, with half of its attention
-in the end.
+For some {plateau} steps nothing much happens. Then both heads of the second layer become induction heads within
+{width} steps (their score goes from a quarter to three quarters of its rise), and the loss falls with them. A head of
+the first layer, which tells them what stood before each token, turns to the previous token: more slowly, with half of
+its attention in the end.
 
 {table}
 

@@ -1,7 +1,7 @@
 """Entropy regularisation: a term of the loss that keeps heads from collapsing onto single keys.
 
-With `differentiable=True` the statistics of the newest call carry gradients, so that a loss may contain them: here it is
-lowered by a weight times the mean entropy (nats) of all heads and rows. Its gradient is computed in attention's own
+With `differentiable=True` the statistics of the newest call carry gradients, so that a loss may contain them: here it
+is lowered by a weight times the mean entropy (nats) of all heads and rows. The gradient is computed in attention's own
 backward, without the N x N map. (Zhai et al. 2023 describe the collapse; their remedy is another one.)
 """
 

@@ -1,9 +1,9 @@
 """QK-clip (MuonClip, Kimi K2): a head whose largest attention score S passes a threshold has its query and key weights
 scaled down, so that no score runs away.
 
-After a step of the optimizer, for every head with S > tau: gamma = tau / S, and W_q and W_k of the head are multiplied by
-sqrt(gamma), after which the same batch would give scores of at most tau. S comes from an `attncap.Monitor`, over all rows
-and sequences of the step; nothing waits for the device. Where heads share a key head, multiply W_q alone by gamma.
+After a step of the optimizer, for every head with S > tau: gamma = tau / S, and W_q and W_k of the head are multiplied
+by sqrt(gamma), which divides its scores by S / tau. S comes from an `attncap.Monitor`, over all rows and sequences of the
+step; nothing waits for the device. Where heads share a key head, multiply W_q alone by gamma.
 """
 
 import torch
