@@ -2,8 +2,8 @@
 scaled down, so that no score runs away.
 
 After a step of the optimizer, for every head with S > tau: gamma = tau / S, and W_q and W_k of the head are multiplied
-by sqrt(gamma), which divides its scores by S / tau. S comes from an `attncap.Monitor`, over all rows and sequences of the
-step; nothing waits for the device. Where heads share a key head, multiply W_q alone by gamma.
+by sqrt(gamma), which divides its scores by S / tau. S comes from an `attncap.Monitor`, over all rows and sequences of
+the step, and the clip waits for no device. Where heads share a key head, multiply W_q alone by gamma.
 """
 
 import torch
@@ -18,8 +18,8 @@ SPEC = attncap.StatSpec(entropy=False, sink=0, diagonal=None, topk=0)  # the lar
 
 def clip(attentions: list[torch.nn.Module], largest: Tensor) -> None:
     """`largest` (layers, heads): of every head."""
-    gamma = (TAU / largest).clamp(max=1.0).sqrt().float()
-    for attention, factors in zip(attentions, gamma, strict=True):
+    gamma = TAU / largest.clamp(min=TAU).float()
+    for attention, factors in zip(attentions, gamma.sqrt(), strict=True):
         for projection in (attention.q_proj, attention.k_proj):
             rows = projection.weight.view(len(factors), -1)  # a head's rows lie together
             rows.mul_(factors[:, None])
