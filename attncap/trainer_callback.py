@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import Trainer, TrainerCallback
-
+from attncap.extras import require
 from attncap.monitor import Monitor
+
+require("transformers", "large")
+
+from transformers import Trainer, TrainerCallback  # noqa: E402 - where it is missing that is said first
 
 
 class MonitorCallback(TrainerCallback):  # type: ignore[misc]  # Transformers comes without types

@@ -129,6 +129,7 @@ def test_types_import_no_accelerator():
         ("pyarrow", "from attncap.store import heads_bytes; heads_bytes([])", "scan"),
         ("jinja2", "from attncap.report import write_report; write_report('run', 'report.html')", "report"),
         ("plotly", "from attncap.report import write_report; write_report('run', 'report.html')", "report"),
+        ("transformers", "import attncap.trainer_callback", "large"),
         ("rich", "from attncap.report import print_highlights; print_highlights('run')", "report"),
     ],
 )
