@@ -206,12 +206,15 @@ class NoWaiting(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_nothing_waits_for_the_device_before_a_report() -> None:
-    model, given = Net(), batch(0)
-    with Monitor(model, SPEC, every=2) as monitor:
+@pytest.mark.parametrize("kind", ["plain", "llama"])
+def test_nothing_waits_for_the_device_before_a_report(kind: str) -> None:
+    model: Any = Net() if kind == "plain" else models.text_model("llama").train()
+    given = {"hidden": batch(0)} if kind == "plain" else models.tokens(2, 7, seed=1, padding="left")
+    with Monitor(model, SPEC, layers=["layers.1"] if kind == "plain" else None) as monitor:
         with NoWaiting():
-            for _ in range(3):
-                train_step(model, given)
+            for _ in range(2):
+                out = model(**given)
+                (out if kind == "plain" else out.logits).square().mean().backward()
                 monitor.step()
             monitor.tensors()
         with NoWaiting(), pytest.raises(AssertionError):
