@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 TABLES = ("sequences", "rows")
 """Kinds of tables of single documents that a run may hold beside heads.parquet."""
 
+ANALYSES = "analyses"
+"""Folder of what `attncap analyse` adds to a finished run; a scan neither reads nor changes it."""
+
 RUN_FORMAT = 3
 """Layout of a run folder; a run of another number is refused."""
 
@@ -159,7 +162,7 @@ class RunFolder:
             return
         # What a run is made of without its scan.json: a scan was killed early, or the file was lost.
         known = {self.lock_file.name, self.claims_file.name, self.heads.name, self.parts.name, "report.html"}
-        known |= {self.table(kind).name for kind in TABLES}
+        known |= {ANALYSES, *(self.table(kind).name for kind in TABLES)}
         foreign = sorted(
             entry.name
             for entry in self.path.iterdir()
