@@ -238,10 +238,8 @@ def analyse_command(
         except KeyboardInterrupt:
             progress.message(f"{run_folder}: stopped; finished analyses are kept, the same command does the rest")
             raise
-    there = len(found.results)
-    typer.echo(f"{run_folder}: {plural(there, 'result')} under {run_folder / 'analyses'}")
-    for name, why in found.refused.items():
-        typer.echo(f"{name} is not to be had of this run: {why}")
+    refused = f"; not to be had: {', '.join(found.refused)}" if found.refused else ""
+    typer.echo(f"{run_folder}: {plural(len(found.results), 'result')} under {run_folder / 'analyses'}{refused}")
     return 1 if names and not found.results else 0
 
 

@@ -216,6 +216,7 @@ def test_another_model_or_corpus_than_was_scanned_is_refused(tmp_path: Path) -> 
     corpus.write_text(text + json.dumps({"text": "ba be"}) + "\n")
     with pytest.raises(RunMismatchError, match="made from another corpus"):
         analyse(run)
+    assert set(analyse(run, only=["circuits"]).results) == {"circuits"}  # for which no corpus is read
     corpus.write_text(text)
     tiny.save_model(tmp_path / "other", seed=1)
     (tmp_path / "model" / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
