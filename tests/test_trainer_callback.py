@@ -61,16 +61,24 @@ def test_what_the_trainer_logs_has_the_heads_in_it(tmp_path: Path) -> None:
     trainer.train()
     handle.remove()
     assert len(given) == 8  # two micro-batches a step
-    assert set(logged(trainer, ENTROPY)) == {1, 2, 3, 4}  # it logs evaluations too
+    assert set(logged(trainer, ENTROPY)) == {2, 4}
+    assert set(logged(trainer, "eval_loss")) == {1, 2, 3, 4}
     for step, found in logged(trainer, ENTROPY).items():
         with torch.no_grad(), attncap.capture(trainer.model, SPEC) as cap:
-            for tokens in given[2 * step - 2 : 2 * step]:
+            for tokens in given[2 * step - 4 : 2 * step]:
                 trainer.model(input_ids=tokens)
         assert found == pytest.approx(float(cap.mean("entropy")[1].mean()), rel=1e-5)
     assert trainer.model.config._attn_implementation == "sdpa"
     assert callback.monitor is not None
     assert callback.monitor.steps == 4
     assert not any("head." in name for entry in trainer.state.log_history for name in entry)
+
+
+def test_a_trainer_that_logs_once_an_epoch_logs_them_too(tmp_path: Path) -> None:
+    trainer = trainer_in(tmp_path, logging_strategy="epoch", max_steps=-1, num_train_epochs=2)
+    trainer.add_callback(MonitorCallback(every=3))
+    trainer.train()
+    assert set(logged(trainer, ENTROPY)) == {4, 8}
 
 
 def test_every_nth_step_of_the_optimizer_is_captured(tmp_path: Path) -> None:
