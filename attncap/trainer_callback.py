@@ -55,6 +55,7 @@ class MonitorCallback(TrainerCallback):  # type: ignore[misc]  # Transformers co
         """Open a monitor of the model."""
         if self.monitor is not None:
             self.monitor.close()
+        self._is_new, self._report = False, {}
         self.monitor = Monitor(model, **self._options)
         self.monitor.load_state_dict({"steps": state.global_step, "sums": []})
 
