@@ -50,10 +50,12 @@ class Monitor:
     Every `every`-th step is captured, from the first on: attention is then attncap's, equal to the model's own up to
     rounding, and as in `capture` dropout inside attention is refused. In the others nothing of attncap touches the
     model. A step may have several forwards (gradient accumulation); what activation checkpointing computes once more
-    counts once, for which the backward has to run before `step`. Of every head, over the rows of the captured steps since the last
-    `reset`, there are ``max_logit`` = max_i max_j s_ij and the mean over rows of every other statistic: ``entropy``
-    (nats), ``sink_mass`` (probability) and what else `spec` asks for, under the names of `Capture.mean`. Rows that are
-    not finite are left out and counted under ``nonfinite``.
+    counts once, for which the backward has to run before `step`.
+
+    Of every head, over the rows of the captured steps since the last `reset`, there are the largest score, ``max_logit``
+    = max_i max_j s_ij, and the mean over rows of every other statistic: ``entropy`` (nats), ``sink_mass`` (probability)
+    and what else `spec` asks for, under the names of `Capture.mean`. Rows that are not finite are left out and counted
+    under ``nonfinite``.
 
     Nothing waits for the device until `report`, and `tensors` does not either. With torch.distributed all processes of
     `process_group` must call either of them at the same steps: the sums then travel in one vector that is added up

@@ -17,6 +17,7 @@ from attncap import AlarmError, Monitor
 from tests.trainable import SPEC, Layer, Net, batch, captured, scaled
 
 WORLD = 2
+KINDS = ("ddp", "ddp_inside", "fsdp1", "fsdp2")
 MICRO = 2  # forwards per step and process
 
 
@@ -25,15 +26,18 @@ def batches(rank: int, step: int) -> list[Tensor]:
     return [batch(100 * step + 10 * micro + rank, size=1 + rank) for micro in range(MICRO)]
 
 
-def wrapped(kind: str, mesh: Any) -> tuple[nn.Module, nn.Module]:
+def wrapped(kind: str, mesh: Any) -> tuple[Any, Any]:
     """(the module to monitor, the module to call)."""
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
     from torch.nn.parallel import DistributedDataParallel
 
-    model = Net()
+    model: Any = Net()
     if kind.startswith("ddp"):
-        outer = DistributedDataParallel(model)
+        outer: Any = DistributedDataParallel(model)
         return (model if kind == "ddp_inside" else outer), outer
+    if kind == "fsdp1":
+        outer = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+        return outer, outer
     for layer in model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -128,7 +132,7 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     mesh = distributed.device_mesh.init_device_mesh("cpu", (WORLD,))
-    found: dict[str, Any] = {kind: trained(kind, rank, mesh) for kind in ("ddp", "ddp_inside", "fsdp2")}
+    found: dict[str, Any] = {kind: trained(kind, rank, mesh) for kind in KINDS}
     found |= {"in_stages": in_stages(rank), "alarmed": alarmed(rank)}
     torch.save(found, Path(folder) / f"{rank}.pt")
     distributed.barrier()
@@ -149,7 +153,7 @@ def everything() -> attncap.Capture:
     return captured(Net(), *(given for step in (0, 2) for rank in range(WORLD) for given in batches(rank, step)))
 
 
-@pytest.mark.parametrize("kind", ["ddp", "ddp_inside", "fsdp2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_process_has_the_numbers_of_all(found: list[dict[str, Any]], kind: str) -> None:
     cap = everything()
     for one in found:
