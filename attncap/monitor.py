@@ -52,7 +52,7 @@ class Monitor:
     model. A step may have several forwards (gradient accumulation); what activation checkpointing computes once more
     counts once, for which the backward has to run before `step`.
 
-    Of every head, over the rows of the captured steps since the last `reset`, there are the largest score, ``max_logit``
+    Of every head, over the rows of the captured steps since the last `reset`, there is the largest score, ``max_logit``
     = max_i max_j s_ij, and the mean over rows of every other statistic: ``entropy`` (nats), ``sink_mass`` (probability)
     and what else `spec` asks for, under the names of `Capture.mean`. Rows that are not finite are left out and counted
     under ``nonfinite``.
