@@ -151,6 +151,18 @@ def load_model(
     )
 
 
+def load_tokenizer(name: str) -> Any | None:
+    """The tokenizer of a model that lies on this machine, to give tokens their text; None where there is none."""
+    try:
+        transformers = require("transformers", "scan")
+        place, _ = _place(name)
+        with _quiet(transformers):
+            return transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
+    except Exception as error:  # of a missing package, a missing folder, or the library's own
+        refuse_interrupt(error)
+        return None
+
+
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """The torch device of a name; "auto" is a GPU where there is one, each worker of a machine on its own.
 
