@@ -29,7 +29,7 @@ HEAVY = (
 
 # From the bottom up; a module may import its own layer and those below it, when it is imported or later.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("types", "extras", "claims", "parts", "colours"),
+    ("types", "extras", "claims", "parts", "colours", "display"),
     ("validation",),
     ("reference", "cpu", "qualification", "annotations", "layers", "_C"),
     ("dispatch", "ops"),

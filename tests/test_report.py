@@ -79,7 +79,10 @@ def test_report_holds_every_number_of_the_table(run, tmp_path):
     for row in read_run(run).heads.to_pylist():
         for measure in content.MEASURES:
             assert grids[row["stat"], "all", measure][row["layer"], row["head"]] == row[measure]
-    assert [layer["module"] for layer in data["runs"][0]["layers"]] == ["encoder.layer.0.attention", "encoder.layer.1.attention"]
+    assert [layer["module"] for layer in data["runs"][0]["layers"]] == [
+        "encoder.layer.0.attention",
+        "encoder.layer.1.attention",
+    ]
 
 
 def test_heads_that_a_layer_lacks_are_blank(run):
