@@ -61,7 +61,7 @@ function groupsTable(of, row, head) {
 }
 
 function section(title, lead, ...content) {
-  return content.some(Boolean) ? make("section.part", {}, make("h3", {}, title), lead && make("p.lead", {}, lead), content) : null;
+  return content.some(Boolean) ? make("section.part", {}, make("h2", {}, title), lead && make("p.lead", {}, lead), content) : null;
 }
 
 function distributions(of, row, head) {
@@ -140,7 +140,6 @@ function example(one, row, head) {
   const said = make("p.said", { "aria-live": "polite" }, "\u00a0"), most = Math.max(...received, 1e-9);
   const shade = (spans, shares) => spans.forEach((span, place) => {
     span.style.setProperty("--share", Math.min(1, shares[place]).toFixed(3));
-    span.classList.toggle("strong", shares[place] > 0.55);
   });
   const spans = one.tokens.map((text, place) => make("span.token", { tabindex: place ? -1 : 0, "data-place": place }, text));
   const rest = () => { shade(spans, received.map((value) => value / most)); spans.forEach((span) => span.classList.remove("looks")); said.textContent = "\u00a0"; };

@@ -94,7 +94,7 @@ function drawPairs(of, result, box) {
   const column = Number(box.querySelector(".choose-column").value), about = result.columns[column], values = part(result.numbers, column);
   box.querySelector(".meaning").textContent = about.meaning;
   const order = Array.from(values.keys()).filter((at) => known(values[at])).sort((one, other) => values[other] - values[one]);
-  const list = (title, places) => make("div", {}, make("h4", {}, title), make("ol.alike", {}, places.map((at) => make("li", {},
+  const list = (title, places) => make("div", {}, make("h3", {}, title), make("ol.alike", {}, places.map((at) => make("li", {},
     headLink(of, ...pairPlaces(of, result, at)[0]), " and ", headLink(of, ...pairPlaces(of, result, at)[1]), make("span.quiet", {}, " " + shown(values[at]) + " " + about.unit)))));
   const chart = box.querySelector(".chart"), parts = [make("div.lists", {}, list("Largest", order.slice(0, 8)), list("Smallest", order.slice(-8).reverse()))];
   const heads = of.width * of.layers.length;
