@@ -22,7 +22,9 @@ BUDGET = 4_000_000
 """Bytes that the statistics of all groups of all runs may take before groups are left out."""
 
 MOST_PAIRS = 50_000
-"""Of a result on pairs of heads; the largest are kept."""
+"""Of a result on pairs of heads; where there are more, the largest and the smallest of each head are kept."""
+
+_PAIRS_OF_A_HEAD = 6
 
 _TYPES = {"f8": np.float64, "f4": np.float32, "i4": np.int32, "u1": np.uint8}
 _DIFFERENCE_NAMES = ("mean A", "mean B", "A less B", "effect (Hedges' g)", "corrected p")
@@ -229,11 +231,29 @@ def _result(result: Result, report: Report) -> dict[str, Any]:
     if result.kind == HEADS:
         groups, grids = result_grids(result, report)
         return {**about, "groups": groups, "numbers": pack(grids, "f8")}
-    numbers = _columns(result)
-    places = pair_places(result, report)
-    first = np.argsort(-np.nan_to_num(np.abs(numbers[0])), kind="stable")[:MOST_PAIRS]
-    chosen = np.sort(first[(places[:, first] >= 0).all(0)])
-    return {**about, "groups": [], "numbers": pack(numbers[:, chosen], "f8"), "places": pack(places[:, chosen], "i4")}
+    numbers, places = _columns(result), pair_places(result, report)
+    chosen: NDArray[np.bool_] = np.asarray((places >= 0).all(0))
+    if len(chosen) > MOST_PAIRS:
+        chosen &= _outermost(numbers, places, report.heads)
+    return {
+        **about,
+        "groups": [],
+        "numbers": pack(numbers[:, chosen], "f8"),
+        "places": pack(places[:, chosen], "i4"),
+        "dropped": int((~chosen).sum()),
+    }
+
+
+def _outermost(numbers: NDArray[np.float64], places: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
+    """Which pairs are among the largest or the smallest of one of their heads, by any number."""
+    chosen = np.zeros(numbers.shape[1], dtype=bool)
+    for head in (places[0] * width + places[1], places[2] * width + places[3]):
+        for values in numbers:
+            for sign in (1, -1):
+                order = np.lexsort([sign * values, head])
+                rank = np.arange(len(order)) - np.searchsorted(head[order], head[order])
+                chosen[order[rank < _PAIRS_OF_A_HEAD]] = True
+    return chosen
 
 
 def result_grids(result: Result, report: Report) -> tuple[list[str], NDArray[np.float64]]:

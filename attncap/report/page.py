@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ SHOWN_PER_ROLE = 3
 """Heads listed for each role, where so many have it; never fewer than one."""
 
 _SCRIPTS = ("base.js", "grid.js", "maps.js", "head.js", "sections.js", "main.js")
+
+_HEAD = re.compile(r"[Ll]ayer (\d+) head (\d+)")
 
 RunPath = str | os.PathLike[str]
 
@@ -92,6 +95,7 @@ def render(contents: Sequence[RunContent], comparisons: Sequence[Differences], j
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["linked"] = _linked
     script = '(function () {\n"use strict";\n' + "".join(_asset(name) for name in _SCRIPTS) + "})();\n"
     page: str = environment.from_string(_asset("report.html.j2")).render(
         runs=contents,
@@ -110,6 +114,21 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     """A short name for each run: its folder's, the whole path where two folders have one name."""
     names = [run.path.resolve().name for run in runs]
     return [name if names.count(name) == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
+
+
+def _linked(sentence: str, number: int, content: RunContent) -> Any:
+    """A sentence in which "layer 0 head 2" leads to the page of that head, where there is one such head."""
+    markup = require("markupsafe", "report")
+    rows: dict[int, list[int]] = {}
+    for row, layer in enumerate(content.report.layers):
+        rows.setdefault(layer.number, []).append(row)
+
+    def link(found: re.Match[str]) -> str:
+        layer, head = int(found[1]), int(found[2])
+        places = rows.get(layer, [])
+        return f'<a href="#head-{number}-{places[0]}-{head}">{found[0]}</a>' if len(places) == 1 else found[0]
+
+    return markup.Markup(_HEAD.sub(link, str(markup.escape(sentence))))
 
 
 def _trusted(text: str) -> Any:

@@ -142,7 +142,7 @@ function example(one, row, head) {
     span.style.setProperty("--share", Math.min(1, shares[place]).toFixed(3));
   });
   const spans = one.tokens.map((text, place) => make("span.token", { tabindex: place ? -1 : 0, "data-place": place }, text));
-  const rest = () => { shade(spans, received.map((value) => value / most)); spans.forEach((span) => span.classList.remove("looks")); said.textContent = "\u00a0"; };
+  const rest = () => { shade(spans, received.map((value) => Math.sqrt(value / most))); spans.forEach((span) => span.classList.remove("looks")); said.textContent = "\u00a0"; };
   const look = (place) => {
     const shares = new Array(one.tokens.length).fill(0), words = [];
     for (let rank = 0; rank < kept; rank += 1) {
@@ -173,8 +173,14 @@ function example(one, row, head) {
   return make("div.example", {}, make("p.quiet", {}, "Document " + one.document + (one.group === "all" ? "" : ", " + one.group) + (one.cut ? ", its beginning" : "")), text, said);
 }
 
-// The heads whose means are nearest, each statistic in standard deviations over heads.
+// The heads that attend most alike, where an analysis measured that; else those whose means are nearest, each statistic
+// in standard deviations over heads.
 function alike(of, row, head) {
+  const measured = of.results.find((result) => result.name === "head_distances");
+  if (measured) {
+    const nearest = pairsOf(of, measured, 0, row, head).reverse().slice(0, 5);
+    return section("Heads like it", measured.title + ": " + measured.columns[0].meaning + ", " + measured.columns[0].unit + ".", pairList(of, nearest));
+  }
   const own = placeOf(of, row, head), spreads = of.stats.map((_, stat) => {
     const means = Array.from(gridOf(of, stat, 0, "mean")).filter(known), centre = means.reduce((sum, value) => sum + value, 0) / means.length;
     return Math.sqrt(means.reduce((sum, value) => sum + (value - centre) ** 2, 0) / means.length);
@@ -191,9 +197,10 @@ function alike(of, row, head) {
   });
   found.sort((one, other) => one[2] - other[2]);
   return section("Heads like it", "By the distance of their means, each statistic in standard deviations over all heads.",
-    make("ol.alike", {}, found.slice(0, 5).map(([otherRow, otherHead, apart]) =>
-      make("li", {}, headLink(of, otherRow, otherHead), make("span.quiet", {}, " " + shown(apart, 2))))));
+    pairList(of, found.slice(0, 5)));
 }
+
+const pairList = (of, pairs) => make("ol.alike", {}, pairs.map(([row, head, value]) => make("li", {}, headLink(of, row, head), make("span.quiet", {}, " " + shown(value, 2)))));
 
 const headAddress = (number, row, head) => "#head-" + number + "-" + row + "-" + head;
 const headLink = (of, row, head) => make("a", { href: headAddress(page.runs.indexOf(of), row, head) }, headName(of, row, head));
@@ -213,6 +220,6 @@ function drawHead() {
   find("head-content").replaceChildren(...[badges(of, row, head),
     section("Beside the other heads", "Upper line: the mean of every head, this one’s marked."
       + (gridOf(of, 0, state.group, "p50").some(known) ? " Lower line: from the 5th to the 95th percentile of this head’s rows, the median marked." : ""), numbersTable(of, state.group, row, head)),
-    groupsTable(of, row, head), differencesOf(row, head), resultsOf(of, row, head), examples(of, row, head), receivers(of, row, head),
+    groupsTable(of, row, head), differencesOf(row, head), resultsOf(of, row, head), pairsSection(of, row, head), examples(of, row, head), receivers(of, row, head),
     distributions(of, row, head), profiles(of, row, head), alike(of, row, head)].flat().filter(Boolean));
 }

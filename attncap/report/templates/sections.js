@@ -64,7 +64,7 @@ function drawPlane(of, result, group, column) {
     if (!known(across[place])) { return; }
     const x = 30 + 580 * (across[place] - left) / (right - left), y = 395 - 370 * (up[place] - low) / (high - low);
     const colour = known(colours[place]) ? rgb(colourOf(colours[place], bounds, scale)) : "none";
-    made.append(make("g.point", {}, make("title", {}, headName(of, row, head)), make("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: of.width * of.layers.length > 300 ? 4 : 7, fill: colour }),
+    made.append(make("g.point", {}, make("title", {}, headName(of, row, head) + result.columns.map((one, at) => (result.plane.includes(at) ? "" : "\n" + one.name.replace(/_/g, " ") + " " + shown(part(result.numbers, at, group)[place]))).join("")), make("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: of.width * of.layers.length > 300 ? 4 : 7, fill: colour }),
       of.width * of.layers.length > 300 ? null : make("text", { x: (x + 9).toFixed(1), y: (y + 3.5).toFixed(1) }, of.layers[row].number + "." + head)));
   });
   return make("figure", {}, made, make("figcaption", {}, "Each point is a head (layer.head); near ones are alike. Colour: " + (byLayer ? "layer, deeper ones stronger" : result.columns[column].name.replace(/_/g, " ")) + "."));
@@ -98,8 +98,29 @@ function drawPairs(of, result, box) {
     headLink(of, ...pairPlaces(of, result, at)[0]), " and ", headLink(of, ...pairPlaces(of, result, at)[1]), make("span.quiet", {}, " " + shown(values[at]) + " " + about.unit)))));
   const chart = box.querySelector(".chart"), parts = [make("div.lists", {}, list("Largest", order.slice(0, 8)), list("Smallest", order.slice(-8).reverse()))];
   const heads = of.width * of.layers.length;
-  if (heads <= 1200) { parts.unshift(drawMatrix(of, result, values, about, heads)); }
+  if (heads <= 1200 && !result.dropped) { parts.unshift(drawMatrix(of, result, values, about, heads)); }
+  if (result.dropped) { parts.push(make("p.legend", {}, "The page has the largest and the smallest pairs of each head; " + shown(result.dropped) + " more are in the run.")); }
   chart.replaceChildren(...parts);
+}
+
+// [row, head, number] of the heads that make a pair with this one, the largest number first.
+function pairsOf(of, result, column, row, head) {
+  const values = part(result.numbers, column), own = placeOf(of, row, head), found = [];
+  values.forEach((value, at) => {
+    const [one, other] = pairPlaces(of, result, at);
+    if (!known(value)) { return; }
+    if (placeOf(of, ...one) === own) { found.push([...other, value]); }
+    else if (placeOf(of, ...other) === own) { found.push([...one, value]); }
+  });
+  return found.sort((one, other) => other[2] - one[2]);
+}
+
+function pairsSection(of, row, head) {
+  const lists = of.results.filter((result) => result.kind === "pairs" && result.name !== "head_distances").flatMap((result) => result.columns.map((about, column) => {
+    const found = pairsOf(of, result, column, row, head).slice(0, 3);
+    return found.length ? make("div", {}, make("h3", { title: about.meaning }, result.title + ", " + about.name.replace(/_/g, " ")), pairList(of, found)) : null;
+  })).filter(Boolean);
+  return section("With other heads", "The largest numbers of pairs with this head.", lists.length ? make("div.lists", {}, lists) : null);
 }
 
 const pairPlaces = (of, result, at) => [0, 2].map((first) => [part(result.places, first)[at], part(result.places, first + 1)[at]]);
