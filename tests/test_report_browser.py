@@ -283,17 +283,22 @@ def test_it_fits_a_phone(page, report, address):
 
 def test_themes_change_the_colours_and_paper_is_white(page, report):
     page.goto(report.as_uri())
-    cell, light = page.locator("#chart [data-head]").first, "getComputedStyle(document.body).backgroundColor"
-    before = cell.get_attribute("style"), page.evaluate(light)
+    cell, ground = (
+        "document.querySelector('#chart [data-head]').style.backgroundColor",
+        "getComputedStyle(document.body).backgroundColor",
+    )
+    light = page.evaluate(cell), page.evaluate(ground)
     page.click("#theme")
-    after = page.locator("#chart [data-head]").first.get_attribute("style"), page.evaluate(light)
-    assert before[0] != after[0]
-    assert before[1] != after[1]
-    page.emulate_media(media="print")
-    assert page.locator("#chart [data-head]").first.get_attribute("style") == before[0]
-    assert page.evaluate(light) == before[1] == "rgb(255, 255, 255)"
-    assert not page.locator(".controls").first.is_visible()
+    dark = page.evaluate(cell), page.evaluate(ground)
+    assert light[0] != dark[0]
+    assert light[1] == "rgb(255, 255, 255)" != dark[1]
+    page.evaluate(f"window.addEventListener('beforeprint', () => {{ window.printed = {cell}; }})")
     assert len(page.pdf()) > 10_000
+    assert page.evaluate("window.printed") == light[0]
+    assert page.evaluate(cell) == dark[0]
+    page.emulate_media(media="print")
+    assert page.evaluate(ground) == "rgb(255, 255, 255)"
+    assert not page.locator(".controls").first.is_visible()
 
 
 def test_hostile_names_stay_text(page, tmp_path):
