@@ -53,6 +53,19 @@ def test_a_run_shows_its_means(tmp_path):
     assert shown["entropy"][1][0] == "0.123"
 
 
+def test_a_comparison_shows_the_heads_that_differ(tmp_path):
+    pytest.importorskip("pyarrow")
+    from attncap.analysis.compare import compare
+
+    means = {("entropy", 1, 0): 0.9}
+    runs = [write_run(tmp_path / name, head_rows([2, 2], means=given)) for name, given in (("a", means), ("b", {}))]
+    table = ElementTree.fromstring(compare(*runs)._repr_html_())
+    rows = [[cell.text for cell in row] for row in table.iter("tr")]
+    assert rows[0][:3] == ["statistic", "head", "mean A"]
+    assert rows[1][:3] == ["entropy", "layer 1 head 0", "0.9000"]
+    assert rows[1][5] == "not tested"
+
+
 def test_statistics_show_their_means_over_rows_that_see_a_key():
     query, key, value = (torch.randn(2, 3, 5, 8) for _ in range(3))
     mask = torch.ones(2, 1, 5, 5, dtype=torch.bool)

@@ -16,9 +16,10 @@ pytest.importorskip("pyarrow")
 pytest.importorskip("jinja2")
 rich_console = pytest.importorskip("rich.console")
 
+from attncap.analysis.results import Column, Result, save_result  # noqa: E402
 from attncap.report import content, print_highlights, write_report  # noqa: E402
 from attncap.report.page import ReportError  # noqa: E402
-from attncap.store import RunError, read_run  # noqa: E402
+from attncap.store import RunError, RunMismatchError, read_run  # noqa: E402
 from tests.runs import STATS, head_rows, write_run  # noqa: E402
 
 HOSTILE = "<script>alert(1)</script>\"'&[bold]"
@@ -241,3 +242,90 @@ def test_a_run_without_rows_gives_a_report(tmp_path):
     html = write_report(path, tmp_path / "report.html").read_text(encoding="utf-8")
     assert chart_data(html)["runs"][0]["stats"] == []
     print_highlights(path, rich_console.Console(file=io.StringIO()))
+
+
+def test_groups_that_the_page_has_no_room_for_are_counted(tmp_path, monkeypatch):
+    rows = head_rows([2], groups=("a", "b", "c"))
+    for row in rows:
+        row["count"] = {"a": 10, "b": 30, "c": 20}[row["group"]]
+    path = write_run(tmp_path / "run", rows)
+    monkeypatch.setattr("attncap.report.data.BUDGET", 3 * len(STATS) * len(content.MEASURES) * 2 * 8)
+    data = chart_data(write_report(path, tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert data["runs"][0]["groups"] == ["", "b", "c"]
+    assert data["runs"][0]["dropped"] == 1
+
+
+def test_heads_in_sentences_lead_to_their_pages(run, tmp_path):
+    html = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'previous token: <a href="#head-0-0-2">layer 0 head 2</a> (mean 0.93)' in html
+
+
+def test_the_groups_that_differ_most_are_named(tmp_path):
+    rows = head_rows([2], groups=("news", "code"))
+    for row in rows:
+        if (row["stat"], row["head"], row["group"]) == ("sink_mass", 1, "code"):
+            row["mean"] = 0.75
+    findings = content.build_report(read_run(write_run(tmp_path / "run", rows))).findings
+    assert any("Groups differ most at layer 0 head 1" in one and "0.75 for code and 0." in one for one in findings)
+
+
+def test_several_runs_stand_on_one_page(run, tmp_path):
+    other = write_run(tmp_path / "other", head_rows([4, 3], means={("sink_mass", 1, 0): 0.2}), model={"name": "tuned"})
+    html = write_report([run, other], tmp_path / "report.html").read_text(encoding="utf-8")
+    data = chart_data(html)
+    assert [one["label"] for one in data["runs"]] == ["run", "other"]
+    (comparison,) = data["comparisons"]
+    stat = next(place for place, one in enumerate(comparison["stats"]) if one["stat"] == "sink_mass")
+    mean_a, mean_b, difference, _, p = unpacked(comparison["numbers"])[stat, :, 1, 0]
+    assert (mean_a, mean_b) == (0.7, 0.2)
+    assert difference == pytest.approx(0.5)
+    assert np.isnan(p)
+    text = Page(html).text
+    assert "The runs are of two models, tiny (A) and tuned (B)" in text
+    assert "Nothing was tested: not both runs have sequences.parquet" in text
+
+
+def test_runs_that_cannot_be_compared_are_refused(run, tmp_path):
+    with pytest.raises(RunError, match="given twice"):
+        write_report([run, run], tmp_path / "report.html")
+    other = write_run(tmp_path / "other", head_rows([4, 4, 4]), model={"name": "larger"})
+    with pytest.raises(
+        RunMismatchError, match=r"7 heads \(tiny\) and 12 \(larger\); compare runs of models of one shape"
+    ):
+        write_report([run, other], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_run_that_is_not_finished_is_refused(run, tmp_path):
+    unfinished = write_run(tmp_path / "unfinished", head_rows([2]), status="running")
+    with pytest.raises(RunError, match=r"not finished .*finishes it"):
+        write_report(unfinished, tmp_path / "report.html")
+
+
+def test_of_many_pairs_each_head_keeps_its_largest_and_smallest(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("attncap.report.data.MOST_PAIRS", 10)
+    monkeypatch.setattr("attncap.report.data._PAIRS_OF_A_HEAD", 1)
+    heads = [(0, head) for head in range(4)] + [(1, head) for head in range(3)]
+    pairs = [(one, other) for place, one in enumerate(heads) for other in heads[place + 1 :]]
+    module = "encoder.layer.{}.attention"
+    places = {}
+    for prefix, side in (("", 0), ("other_", 1)):
+        places[f"{prefix}layer"] = [pair[side][0] for pair in pairs]
+        places[f"{prefix}module"] = [module.format(pair[side][0]) for pair in pairs]
+        places[f"{prefix}head"] = [pair[side][1] for pair in pairs]
+    values = np.random.default_rng(0).random(len(pairs)).tolist()
+    save_result(run, Result("links", "Links", "", "pairs", (Column("link", "", ""),), {**places, "link": values}))
+    data = chart_data(write_report(run, tmp_path / "report.html").read_text(encoding="utf-8"))
+    (result,) = data["runs"][0]["results"]
+    kept = unpacked(result["numbers"])[0]
+    assert result["dropped"] == len(pairs) - len(kept) > 0
+    assert {max(values), min(values)} <= set(kept.tolist())
+
+
+def test_results_of_heads_that_the_run_lacks_are_left_out(run, tmp_path):
+    places = {"layer": [0, 9], "module": ["another name", "none"], "head": [1, 0]}
+    save_result(run, Result("score", "Score", "", "heads", (Column("score", "", ""),), {**places, "score": [0.5, 1.0]}))
+    data = chart_data(write_report(run, tmp_path / "report.html").read_text(encoding="utf-8"))
+    grid = unpacked(data["runs"][0]["results"][0]["numbers"])[0, 0]
+    assert grid[0, 1] == 0.5
+    assert np.isfinite(grid).sum() == 1

@@ -48,24 +48,26 @@ function drawHeadsResult(of, result, box) {
     open: (row, head) => openHead(page.runs.indexOf(of), row, head),
   }); }
   const plane = box.querySelector(".plane");
-  if (plane) { plane.replaceChildren(drawPlane(of, result, group, column)); }
+  if (plane) { plane.replaceChildren(drawPlane(of, result, group, column, drawingWidth(plane))); }
 }
 
+// As wide as there is room, so that letters keep their size on a phone.
+const drawingWidth = (place) => Math.round(Math.max(280, Math.min(place.clientWidth, 780)));
+
 // Heads as points; near ones are alike. Coloured by the column that is chosen, or by layer where that is a place itself.
-function drawPlane(of, result, group, column) {
+function drawPlane(of, result, group, column, wide) {
   const [across, up] = result.plane.map((place) => part(result.numbers, place, group));
   const byLayer = result.plane.includes(column), colours = byLayer ? across.map((_, place) => Math.floor(place / of.width)) : part(result.numbers, column, group);
   const bounds = boundsOf([Array.from(colours).filter((_, place) => known(across[place]))], false, !byLayer && result.columns[column].zero);
-  const [left, right] = boundsOf([across], false, false), [low, high] = boundsOf([up], false, false), size = Math.max(right - left, high - low);
-  const scale = scaleOf(!byLayer && result.columns[column].zero), made = make("svg.scatter", { viewBox: "0 0 640 420", role: "img", "aria-label": "Heads in the plane; near ones are alike" });
-  const tall = 420 * (high - low) / size;
+  const [left, right] = boundsOf([across], false, false), [low, high] = boundsOf([up], false, false), tall = Math.round(0.66 * wide);
+  const scale = scaleOf(!byLayer && result.columns[column].zero), made = make("svg.scatter", { viewBox: `0 0 ${wide} ${tall}`, role: "img", "aria-label": "Heads in the plane; near ones are alike" });
   eachHead(of, (row, head) => {
     const place = placeOf(of, row, head);
     if (!known(across[place])) { return; }
-    const x = 30 + 580 * (across[place] - left) / (right - left), y = 395 - 370 * (up[place] - low) / (high - low);
-    const colour = known(colours[place]) ? rgb(colourOf(colours[place], bounds, scale)) : "none";
-    made.append(make("g.point", {}, make("title", {}, headName(of, row, head) + result.columns.map((one, at) => (result.plane.includes(at) ? "" : "\n" + one.name.replace(/_/g, " ") + " " + shown(part(result.numbers, at, group)[place]))).join("")), make("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: of.width * of.layers.length > 300 ? 4 : 7, fill: colour }),
-      of.width * of.layers.length > 300 ? null : make("text", { x: (x + 9).toFixed(1), y: (y + 3.5).toFixed(1) }, of.layers[row].number + "." + head)));
+    const x = 20 + (wide - 60) * (across[place] - left) / (right - left), y = tall - 20 - (tall - 40) * (up[place] - low) / (high - low);
+    const few = of.width * of.layers.length <= 300, colour = known(colours[place]) ? rgb(colourOf(colours[place], bounds, scale)) : "none";
+    made.append(make("g.point", {}, make("title", {}, headName(of, row, head) + result.columns.map((one, at) => (result.plane.includes(at) ? "" : "\n" + one.name.replace(/_/g, " ") + " " + shown(part(result.numbers, at, group)[place]))).join("")), make("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: few ? 6 : 4, fill: colour }),
+      !few ? null : make("text", { x: (x + 8).toFixed(1), y: (y + 3.5).toFixed(1) }, of.layers[row].number + "." + head)));
   });
   return make("figure", {}, made, make("figcaption", {}, "Each point is a head (layer.head); near ones are alike. Colour: " + (byLayer ? "layer, deeper ones stronger" : result.columns[column].name.replace(/_/g, " ")) + "."));
 }
@@ -73,14 +75,15 @@ function drawPlane(of, result, group, column) {
 function drawCurve(of, result, box) {
   const x = part(result.numbers, 0), lines = result.columns.slice(1), [left, right] = boundsOf([x], false, false);
   const all = lines.map((_, place) => part(result.numbers, place + 1)), [low, high] = boundsOf(all, false, false);
-  const across = (value) => 56 + 560 * (value - left) / (right - left), up = (value) => 300 - 280 * (value - low) / (high - low);
-  const made = make("svg.curve", { viewBox: "0 0 640 350", role: "img", "aria-label": result.title });
+  const wide = drawingWidth(box.querySelector(".chart")), tall = Math.round(0.55 * wide), foot = tall - 44;
+  const across = (value) => 50 + (wide - 66) * (value - left) / (right - left), up = (value) => foot - (foot - 10) * (value - low) / (high - low);
+  const made = make("svg.curve", { viewBox: `0 0 ${wide} ${tall}`, role: "img", "aria-label": result.title });
   [0, 0.25, 0.5, 0.75, 1].forEach((share) => {
     const y = up(low + share * (high - low)), at = across(left + share * (right - left));
-    made.append(make("line.rule", { x1: 56, x2: 616, y1: y, y2: y }), make("text.tick", { x: 50, y: y + 4, "text-anchor": "end" }, shown(low + share * (high - low), 3)),
-      make("text.tick", { x: at, y: 320, "text-anchor": "middle" }, shown(left + share * (right - left), 3)));
+    made.append(make("line.rule", { x1: 50, x2: wide - 16, y1: y, y2: y }), make("text.tick", { x: 44, y: y + 4, "text-anchor": "end" }, shown(low + share * (high - low), 3)),
+      make("text.tick", { x: at, y: foot + 18, "text-anchor": "middle" }, shown(left + share * (right - left), 3)));
   });
-  made.append(make("text.tick", { x: 336, y: 342, "text-anchor": "middle" }, result.columns[0].name.replace(/_/g, " ") + (result.columns[0].unit ? " (" + result.columns[0].unit + ")" : "")));
+  made.append(make("text.tick", { x: wide / 2, y: tall - 4, "text-anchor": "middle" }, result.columns[0].name.replace(/_/g, " ") + (result.columns[0].unit ? " (" + result.columns[0].unit + ")" : "")));
   all.forEach((values, place) => made.append(make("polyline.line.line-" + (place % 5), { points: Array.from(values).map((value, at) => [across(x[at]), up(value)])
     .filter(([, y]) => known(y)).map((point) => point.map((one) => one.toFixed(1)).join(",")).join(" ") })));
   const keys = lines.map((one, place) => make("li", {}, make("span.key.line-" + (place % 5), { "aria-hidden": "true" }), one.name.replace(/_/g, " ") + (one.unit ? " (" + one.unit + ")" : ""), make("span.quiet", {}, " " + one.meaning)));
