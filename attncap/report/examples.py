@@ -77,9 +77,11 @@ class ExampleReader:
         self._first = {document: place for place, document in enumerate(self._tokens)}
         lengths = [len(tokens) for tokens in self._tokens.values()]
         self._starts = np.cumsum([0, *lengths])
-        self._flat = np.concatenate([*self._tokens.values(), np.zeros(0, np.int64)])
-        self._kinds = int(self._flat.max(initial=-1)) + 1  # 0 where rows are of images
-        self._received: tuple[NDArray[np.int64], NDArray[np.float64]] = np.zeros(0, np.int64), np.zeros(0)
+        whole = np.concatenate([*self._tokens.values(), np.zeros(0, np.int64)])
+        self._of_images = not (whole >= 0).any()
+        # As many numbers as heads times kinds of tokens: a small part of what the table has.
+        self._kinds, self._kind = np.unique(whole, return_inverse=True)
+        self._received = np.zeros((self._shape[0] * self._shape[1], len(self._kinds)))
         self._kept = 0
         self._model = model
 
@@ -99,8 +101,6 @@ class ExampleReader:
             probabilities[layer, head, position, : key.shape[1]] = np.where(key >= 0, probability, 0.0)
 
     def _add_received(self, batch: Mapping[str, NDArray[Any]]) -> None:
-        if not self._kinds:
-            return
         key, probability = batch["topk_index"], batch["topk_prob"].astype(np.float64)
         self._kept = max(self._kept, key.shape[1])
         numbers, inverse = np.unique(batch["document"], return_inverse=True)
@@ -108,14 +108,11 @@ class ExampleReader:
         seen = key >= 0
         flat = (self._starts[document][:, None] + key)[seen]
         place = np.broadcast_to(batch["place"][:, None], key.shape)[seen]
-        codes, weights = place * self._kinds + self._flat[flat], probability[seen]
-        self._received = _summed(
-            np.concatenate([self._received[0], codes]), np.concatenate([self._received[1], weights])
-        )
+        np.add.at(self._received, (place, self._kind[flat]), probability[seen])
 
     def examples(self) -> tuple[Example, ...]:
         """The documents that were chosen."""
-        if not self._kept and self._kinds:
+        if not self._kept:
             return ()
         wanted = [token for document in self._chosen for token in self._tokens[document].tolist()]
         names = token_names(wanted, self._model)
@@ -128,25 +125,20 @@ class ExampleReader:
 
     def receivers(self) -> Receivers | None:
         """Which tokens receive most; None for images."""
-        if not self._kept:
+        if not self._kept or self._of_images:
             return None
-        codes, weights = self._received
-        place, token = np.divmod(codes, self._kinds)
-        order = np.lexsort([token, -weights, place])
-        place, token, weights = place[order], token[order], weights[order]
-        starts = np.searchsorted(place, np.arange(self._shape[0] * self._shape[1]))
-        rank = np.arange(len(place)) - starts[place]
-        total = np.bincount(place, weights, self._shape[0] * self._shape[1])
-        first = rank < RECEIVERS
-        tokens = np.full((self._shape[0] * self._shape[1], RECEIVERS), -1, np.int32)
-        shares = np.zeros(tokens.shape, np.float32)
-        kinds, index = np.unique(token[first], return_inverse=True)
-        tokens[place[first], rank[first]] = index
-        shares[place[first], rank[first]] = weights[first] / total[place[first]]
+        most = min(RECEIVERS, len(self._kinds))
+        order = np.argsort(-self._received, axis=1, kind="stable")[:, :most]
+        sums = np.take_along_axis(self._received, order, axis=1)
+        shares = sums / np.maximum(self._received.sum(1, keepdims=True), np.finfo(float).tiny)
+        kinds, index = np.unique(self._kinds[order], return_inverse=True)
         names = token_names(kinds.tolist(), self._model)
-        named = tuple(names[kind] for kind in kinds.tolist())
-        shape = *self._shape, RECEIVERS
-        return Receivers(named, tokens.reshape(shape), shares.reshape(shape), self._kept)
+        shape = *self._shape, most
+        tokens = np.where(sums > 0, index.reshape(order.shape), -1)
+        named = tuple(names.get(kind, "") for kind in kinds.tolist())
+        return Receivers(
+            named, tokens.reshape(shape).astype(np.int32), shares.reshape(shape).astype(np.float32), self._kept
+        )
 
 
 def token_names(tokens: Iterable[int], model: str) -> dict[int, str]:
@@ -209,9 +201,3 @@ def _choose(tokens: Mapping[int, NDArray[np.int64]], groups: Mapping[int, str], 
 
 def _blank(shape: tuple[int, int], length: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     return np.full((*shape, length, _KEYS), OUTSIDE, np.uint8), np.zeros((*shape, length, _KEYS), np.float32)
-
-
-def _summed(codes: NDArray[np.int64], weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Each code once, with the sum of its weights."""
-    kinds, inverse = np.unique(codes, return_inverse=True)
-    return kinds, np.bincount(inverse, weights, len(kinds)).astype(np.float64)
