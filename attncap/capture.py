@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from attncap.accumulate import Accumulator, Heads, counted_rows, row_values
@@ -97,6 +98,10 @@ class Capture:
         if error is None:
             self._selection.refuse_unused()
 
+    def __reduce__(self) -> Any:
+        """A model's hooks hold the capture, so that this is where a copy of a model that is captured ends."""
+        raise TypeError("capture: a model can be neither copied nor pickled while it is captured, only outside")
+
     @property
     def accumulator(self) -> Accumulator:
         """The summary of everything captured so far; another one may be put in its place between two forwards.
@@ -147,8 +152,9 @@ class Capture:
     def _table(self, stat: str, field: str, phase: str | None) -> Tensor:
         """(layers, heads): the rows are those of `layers`, whichever of them ran in the phase."""
         whole = self.accumulator
+        table = whole.table(stat, field)
         if phase is None:
-            return whole.table(stat, field)
+            return table
         if phase not in PHASES:
             raise ValueError(f"phase: expected one of {', '.join(PHASES)} or None, got {phase!r}")
         part = Accumulator(histogram=whole.histogram)
@@ -156,7 +162,9 @@ class Capture:
             part.expect(module, heads)
         if phase in self._phases:
             part.merge(self._phases[phase])
-        return part.table(stat, field)
+        if stat in part.stats:
+            return part.table(stat, field)
+        return torch.zeros_like(table) if field == "count" else torch.full_like(table, torch.nan)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a heat map of means for each statistic."""

@@ -1,4 +1,4 @@
-"""What the command `attncap` understands: scan, status, report, compare, demo, doctor."""
+"""What the command `attncap` understands: scan, status, report, analyse, compare, demo, doctor."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 
 import attncap
+from attncap.analysis.of_run import DOCUMENTS, analyse
+from attncap.analysis.of_run import NAMES as ANALYSIS_NAMES
 from attncap.claims import find_place
 from attncap.corpus import CorpusOptions
 from attncap.models import BUILTIN_MINILM, DTYPES
@@ -214,6 +216,39 @@ def report_command(
     typer.echo(f"Report: {write_report(runs, output or runs[0] / 'report.html')}")
     if figures is not None:
         typer.echo(f"Figures: {len(write_figures(runs, figures))} files in {figures}")
+
+
+@app.command("analyse")
+def analyse_command(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    only: Annotated[
+        str | None, typer.Option(help=f"Out of {', '.join(ANALYSIS_NAMES)}.", show_default="all of them")
+    ] = None,
+    documents: Annotated[
+        int, typer.Option(help="How many documents of the corpus the model is run on, evenly spaced.", min=1)
+    ] = DOCUMENTS,
+    conllu: Annotated[
+        Path | None, typer.Option(help="Sentences with dependencies, CoNLL-U, for syntax; it is left out without.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
+) -> int:
+    """Analyse the model of RUN beyond its statistics, into tables under RUN/analyses that the report shows.
+
+    The same command again goes on after the last analysis that was finished.
+    """
+    names = None if only is None else _listed(only)
+    for name in names or ():
+        if name not in ANALYSIS_NAMES:
+            raise UsageError(f"--only: expected names out of {', '.join(ANALYSIS_NAMES)}, got {name!r}")
+    if conllu is None and "syntax" in (names or ()):
+        raise UsageError("--only: syntax needs --conllu FILE")
+    with progress_for(sys.stderr) as progress, _signals_interrupt(progress):
+        found = analyse(run_folder, only=names, documents=documents, device=device, conllu=conllu, progress=progress)
+    there = len(found.results)
+    typer.echo(f"{run_folder}: {plural(there, 'result')} under {run_folder / 'analyses'}")
+    for name, why in found.refused.items():
+        typer.echo(f"{name} is not to be had of this run: {why}")
+    return 1 if names and not found.results else 0
 
 
 @app.command("compare")

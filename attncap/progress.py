@@ -12,7 +12,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts documents and tokens and shows nothing; the others show it.
+    """Counts documents (or what else `start` is told) and tokens and shows nothing; the others show it.
 
     `advance` may be called from several threads.
 
@@ -24,6 +24,7 @@ class Progress:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.interrupted = False
+        self.noun = "document"
         self.total = 0
         self.documents = 0  # done in all
         self.own_documents = 0  # done since the start
@@ -42,8 +43,9 @@ class Progress:
     def message(self, text: str) -> None:
         """Something the user should know."""
 
-    def start(self, total: int, done: int) -> None:
-        """Begin to count, with `done` of `total` documents there already."""
+    def start(self, total: int, done: int, noun: str = "document") -> None:
+        """Begin to count, with `done` of `total` documents there already; `noun` where it is not documents."""
+        self.noun = noun
         self.total, self.documents, self._documents_before = total, done, done
         self._begun = time.monotonic()
 
@@ -84,8 +86,8 @@ class Progress:
         documents, tokens = self.rates()
         left = self.seconds_left()
         return (
-            f"{self.documents}/{plural(self.total, 'document')}, {documents:.1f} documents/s, {tokens:,.0f} tokens/s, "
-            f"{clock(left) if left is not None else '?'} left"
+            f"{self.documents}/{plural(self.total, self.noun)}, {documents:.1f} {self.noun}s/s, "
+            f"{tokens:,.0f} tokens/s, {clock(left) if left is not None else '?'} left"
         )
 
 
@@ -138,10 +140,10 @@ class BarProgress(Progress):
         """See `Progress.message`."""
         self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def start(self, total: int, done: int) -> None:
+    def start(self, total: int, done: int, noun: str = "document") -> None:
         """See `Progress.start`."""
-        super().start(total, done)
-        self._task = self._bar.add_task("scan", total=total, completed=done, line=f"{done}/{plural(total, 'document')}")
+        super().start(total, done, noun)
+        self._task = self._bar.add_task(f"{noun}s", total=total, completed=done, line=f"{done}/{plural(total, noun)}")
 
     def _show(self) -> None:
         self._bar.update(self._task, completed=self.documents, line=self.line())

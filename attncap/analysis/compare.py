@@ -8,22 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from attncap.accumulate import canonical_order
+from attncap.analysis.documents import SEQUENCES, DocumentTable
 from attncap.analysis.permutation import Array, HeadTests, independent, paired
 from attncap.display import table_html
-from attncap.extras import require
 from attncap.progress import plural
 from attncap.store import Run, RunFolder, RunMismatchError, read_run
 
-SEQUENCES = "sequences"
 HEADINGS = ("statistic", "head", "mean A", "mean B", "effect (g)", "corrected p")
 """Of a table of differences."""
 
 _SHOWN = 20
 _FEWEST = 3
-_PLACES = ("document", "group", "layer", "module", "call", "head", "tokens")
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ def compare(
     same = a.scan["corpus"]["fingerprint"] == b.scan["corpus"]["fingerprint"] and group_a == group_b
     if same and a.path.resolve() == b.path.resolve():
         raise RunMismatchError(f"{run_a}: compared with itself; give another run, or two groups")
-    documents_a, documents_b = _Documents(a, group_a), _Documents(b, group_b)
+    documents_a, documents_b = DocumentTable(a, group_a), DocumentTable(b, group_b)
     heads = _same_heads(documents_a.heads, documents_b.heads, a, b)
     same = same and np.array_equal(documents_a.documents, documents_b.documents)
     differences: list[HeadDifference] = []
@@ -144,43 +141,6 @@ def compare(
     if not differences:
         raise RunMismatchError(f"{run_a}, {run_b}: too few documents to compare, at least {_FEWEST} on each side")
     return Comparison(tuple(differences), len(documents_a.documents), len(documents_b.documents), same)
-
-
-class _Documents:
-    """The table of documents of a run, a statistic at a time."""
-
-    def __init__(self, run: Run, group: str | None) -> None:
-        folder = RunFolder(run.path)
-        if not folder.tables_are_intact(run.scan):
-            raise RunMismatchError(
-                f"{folder.table(SEQUENCES)}: damaged (its sha256 is not the one in scan.json); "
-                "give the same `attncap scan` command again to recompute it"
-            )
-        self._path = folder.table(SEQUENCES)
-        table = self._read(["document", "group", "layer", "module", "call", "head"])
-        groups = table["group"].to_numpy(zero_copy_only=False).astype(str)
-        if group is not None and group not in groups:
-            known = ", ".join(sorted(set(groups.tolist())))
-            raise RunMismatchError(f"{run.path}: has no group {group!r}; there is {known}")
-        self._rows: NDArray[np.bool_] = np.ones(len(groups), bool) if group is None else groups == group
-        heads = [table[name].to_numpy(zero_copy_only=False)[self._rows] for name in ("layer", "call", "head")]
-        keys, self._column = np.unique(np.stack(heads), axis=1, return_inverse=True)
-        numbers = table["document"].to_numpy()[self._rows]
-        self.documents, self._row = np.unique(numbers, return_inverse=True)
-        modules = dict(zip(heads[0].tolist(), table["module"].to_numpy(zero_copy_only=False)[self._rows], strict=True))
-        self.heads = [(layer, str(modules[layer]), call, head) for layer, call, head in keys.T.tolist()]
-        columns = require("pyarrow.parquet", "scan").read_schema(self._path).names
-        self.stats = [name for name in columns if name not in _PLACES and not name.startswith("focus_")]
-
-    def values(self, stat: str) -> Array:
-        """(documents, heads), NaN where a document has none."""
-        found = np.full((len(self.documents), len(self.heads)), np.nan)
-        found[self._row, self._column] = self._read([stat])[stat].to_numpy()[self._rows]
-        return found
-
-    def _read(self, columns: list[str]) -> Any:
-        with require("pyarrow.parquet", "scan").ParquetFile(self._path, pre_buffer=False) as file:
-            return file.read(columns=columns, use_threads=False)
 
 
 def _test(values: tuple[Array, Array], same: bool, permutations: int, seed: int) -> HeadTests | None:

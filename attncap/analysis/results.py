@@ -124,21 +124,40 @@ class Result:
         return {(layer, head): value for layer, head, of, value in rows if group is None or of == group}
 
 
-def head_places(layers: Sequence[str], tables: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+def head_places(
+    layers: Sequence[str], tables: Mapping[str, Tensor], numbers: Sequence[int] | None = None
+) -> dict[str, list[Any]]:
     """`Result.data` of tables (layers, heads), leaving out heads that have a number in none of them.
 
     Args:
         layers: names of the attention modules. tables: column -> its table.
+        numbers: of the layers; None counts them in the order given.
     """
-    data: dict[str, list[Any]] = {name: [] for name in (*_HEAD, *tables)}
+    rows: list[tuple[Any, ...]] = []
     lists = {name: table.tolist() for name, table in tables.items()}
-    for layer, module in enumerate(layers):
-        for head in range(max(len(table[layer]) for table in lists.values())):
-            values = [table[layer][head] for table in lists.values()]
+    for place, module in enumerate(layers):
+        layer = place if numbers is None else numbers[place]
+        for head in range(max(len(table[place]) for table in lists.values())):
+            values = [table[place][head] for table in lists.values()]
             if not all(math.isnan(value) for value in values):
-                for name, value in zip(data, (layer, module, head, *values), strict=True):
-                    data[name].append(value)
-    return data
+                rows.append((layer, module, head, *values))
+    rows.sort(key=lambda row: (row[0], row[2]))
+    return {name: [row[place] for row in rows] for place, name in enumerate((*_HEAD, *tables))}
+
+
+def described(
+    name: str,
+    title: str,
+    text: str,
+    columns: tuple[Column, ...],
+    data: Mapping[str, Sequence[Any]],
+    *,
+    kind: str = HEADS,
+    plane: tuple[str, ...] = (),
+) -> Result:
+    """A `Result` whose text is paragraphs of any line breaks."""
+    paragraphs = "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+    return Result(name, title, paragraphs, kind, columns, data, plane)
 
 
 def result_path(run: str | os.PathLike[str], name: str) -> Path:
