@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attncap.analysis.results import read_results
+from attncap.analysis.catalogue import ANALYSES
+from attncap.analysis.results import Result, read_results
 from attncap.extras import require
 from attncap.parts import write_whole
 from attncap.report.content import build_report
@@ -84,7 +85,7 @@ def read_contents(run_paths: RunPath | Sequence[RunPath]) -> tuple[tuple[RunCont
         for run, label in zip(runs[1:], labels[1:], strict=True)
     )
     contents = tuple(
-        RunContent(label, report, read_details(run, report), tuple(read_results(run.path).values()))
+        RunContent(label, report, read_details(run, report), _results(run))
         for label, run, report in zip(labels, runs, reports, strict=True)
     )
     return contents, comparisons
@@ -108,6 +109,13 @@ def render(contents: Sequence[RunContent], comparisons: Sequence[Differences], j
         script=_trusted(script),
     )
     return page
+
+
+def _results(run: Run) -> tuple[Result, ...]:
+    """What analyses left in a run, in the order they are computed in; what else is there, after that by name."""
+    order = [name for analysis in ANALYSES for name in analysis.writes]
+    found = read_results(run.path)
+    return tuple(found[name] for name in sorted(found, key=lambda name: [*order, name].index(name)))
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

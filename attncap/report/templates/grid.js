@@ -50,7 +50,7 @@ function drawGrid(place, map) {
 function inCell(value, [low, high]) {
   const largest = Math.max(Math.abs(low), Math.abs(high)), digits = largest < 0.1 ? 3 : largest < 3 ? 2 : largest < 100 ? 1 : 0;
   if (Number.isInteger(value) && largest < 1e5) { return String(value); }
-  return largest >= 1e5 ? value.toExponential(0) : value.toFixed(digits).replace(/^(-?)0\./, "$1.");
+  return largest >= 1e5 ? value.toExponential(0) : value.toFixed(digits).replace(/^-(0[.]?0*)$/, "$1").replace(/^(-?)0\./, "$1.");
 }
 
 function drawCell(map, scale, inside, row, head) {

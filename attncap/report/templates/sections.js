@@ -31,6 +31,9 @@ function differencesOf(row, head) {
   return section("Between the runs", null, found.length ? found : null);
 }
 
+const worded = (column) => column.name.replace(/_/g, " ");
+const withUnit = (column) => worded(column) + (column.unit && column.unit !== column.name ? " (" + column.unit + ")" : "");
+
 function drawResult(of, result, box) {
   const draw = { heads: drawHeadsResult, pairs: drawPairs, curve: drawCurve }[result.kind];
   draw(of, result, box);
@@ -38,13 +41,13 @@ function drawResult(of, result, box) {
 
 function drawHeadsResult(of, result, box) {
   const column = Number(box.querySelector(".choose-column").value), group = Number(box.querySelector(".choose-group").value), about = result.columns[column];
-  box.querySelector(".meaning").textContent = result.plane.includes(column) ? "" : about.meaning;
+  box.querySelector(".meaning").textContent = result.plane.includes(column) ? "" : worded(about) + ": " + about.meaning;
   const values = part(result.numbers, column, group), all = result.groups.map((_, place) => part(result.numbers, column, place));
   if (!result.plane.includes(column)) { drawGrid(box.querySelector(".chart"), {
     of: of, values: values, middle: about.zero, bounds: boundsOf(all, false, about.zero), label: result.title + ": " + about.name + ", layers by heads",
-    unit: about.unit, unitLine: about.name.replace(/_/g, " ") + (about.unit ? " (" + about.unit + ")" : ""),
+    unit: about.unit, unitLine: withUnit(about),
     say: (row, head) => headName(of, row, head) + "\n" + result.columns.map((one, place) =>
-      one.name.replace(/_/g, " ") + " " + shown(part(result.numbers, place, group)[placeOf(of, row, head)]) + " " + one.unit).join("\n"),
+      worded(one) + " " + shown(part(result.numbers, place, group)[placeOf(of, row, head)]) + " " + one.unit).join("\n"),
     open: (row, head) => openHead(page.runs.indexOf(of), row, head),
   }); }
   const plane = box.querySelector(".plane");
@@ -66,10 +69,10 @@ function drawPlane(of, result, group, column, wide) {
     if (!known(across[place])) { return; }
     const x = 20 + (wide - 60) * (across[place] - left) / (right - left), y = tall - 20 - (tall - 40) * (up[place] - low) / (high - low);
     const few = of.width * of.layers.length <= 300, colour = known(colours[place]) ? rgb(colourOf(colours[place], bounds, scale)) : "none";
-    made.append(make("g.point", {}, make("title", {}, headName(of, row, head) + result.columns.map((one, at) => (result.plane.includes(at) ? "" : "\n" + one.name.replace(/_/g, " ") + " " + shown(part(result.numbers, at, group)[place]))).join("")), make("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: few ? 6 : 4, fill: colour }),
+    made.append(make("g.point", {}, make("title", {}, headName(of, row, head) + result.columns.map((one, at) => (result.plane.includes(at) ? "" : "\n" + worded(one) + " " + shown(part(result.numbers, at, group)[place]))).join("")), make("circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: few ? 6 : 4, fill: colour }),
       !few ? null : make("text", { x: (x + 8).toFixed(1), y: (y + 3.5).toFixed(1) }, of.layers[row].number + "." + head)));
   });
-  return make("figure", {}, made, make("figcaption", {}, "Each point is a head (layer.head); near ones are alike. Colour: " + (byLayer ? "layer, deeper ones stronger" : result.columns[column].name.replace(/_/g, " ")) + "."));
+  return make("figure", {}, made, make("figcaption", {}, "Each point is a head (layer.head); near ones are alike. Colour: " + (byLayer ? "layer, deeper ones stronger" : worded(result.columns[column])) + "."));
 }
 
 function drawCurve(of, result, box) {
@@ -80,22 +83,22 @@ function drawCurve(of, result, box) {
   const made = make("svg.curve", { viewBox: `0 0 ${wide} ${tall}`, role: "img", "aria-label": result.title });
   [0, 0.25, 0.5, 0.75, 1].forEach((share) => {
     const y = up(low + share * (high - low)), at = across(left + share * (right - left));
-    made.append(make("line.rule", { x1: 50, x2: wide - 16, y1: y, y2: y }), make("text.tick", { x: 44, y: y + 4, "text-anchor": "end" }, shown(low + share * (high - low), 3)),
+    made.append(make("line.rule", { x1: 50, x2: wide - 16, y1: y, y2: y }), make("text.tick", { x: 44, y: y + 4, "text-anchor": "end" }, shown(Math.abs(low + share * (high - low)) < 1e-6 * (high - low) ? 0 : low + share * (high - low), 3)),
       make("text.tick", { x: at, y: foot + 18, "text-anchor": "middle" }, shown(left + share * (right - left), 3)));
   });
-  made.append(make("text.tick", { x: wide / 2, y: tall - 4, "text-anchor": "middle" }, result.columns[0].name.replace(/_/g, " ") + (result.columns[0].unit ? " (" + result.columns[0].unit + ")" : "")));
+  made.append(make("text.tick", { x: wide / 2, y: tall - 4, "text-anchor": "middle" }, withUnit(result.columns[0])));
   all.forEach((values, place) => made.append(make("polyline.line.line-" + (place % 5), { points: Array.from(values).map((value, at) => [across(x[at]), up(value)])
     .filter(([, y]) => known(y)).map((point) => point.map((one) => one.toFixed(1)).join(",")).join(" ") })));
-  const keys = lines.map((one, place) => make("li", {}, make("span.key.line-" + (place % 5), { "aria-hidden": "true" }), one.name.replace(/_/g, " ") + (one.unit ? " (" + one.unit + ")" : ""), make("span.quiet", {}, " " + one.meaning)));
+  const keys = lines.map((one, place) => make("li", {}, make("span.key.line-" + (place % 5), { "aria-hidden": "true" }), withUnit(one), make("span.quiet", {}, " " + one.meaning)));
   const table = make("details", {}, make("summary", {}, "The same as numbers"), make("div.scroll", { tabindex: 0, role: "region", "aria-label": "Numbers of the curve" }, make("table.numbers.plain", {},
-    make("thead", {}, make("tr", {}, result.columns.map((one) => make("th.number", { scope: "col" }, one.name.replace(/_/g, " "))))),
+    make("thead", {}, make("tr", {}, result.columns.map((one) => make("th.number", { scope: "col" }, worded(one))))),
     make("tbody", {}, Array.from(x).map((_, at) => make("tr", {}, result.columns.map((_column, place) => make("td.number", {}, shown(part(result.numbers, place)[at])))))))));
   box.querySelector(".chart").replaceChildren(made, make("ul.keys", {}, keys), table);
 }
 
 function drawPairs(of, result, box) {
   const column = Number(box.querySelector(".choose-column").value), about = result.columns[column], values = part(result.numbers, column);
-  box.querySelector(".meaning").textContent = about.meaning;
+  box.querySelector(".meaning").textContent = worded(about) + ": " + about.meaning;
   const order = Array.from(values.keys()).filter((at) => known(values[at])).sort((one, other) => values[other] - values[one]);
   const list = (title, places) => make("div", {}, make("h3", {}, title), make("ol.alike", {}, places.map((at) => make("li", {},
     headLink(of, ...pairPlaces(of, result, at)[0]), " and ", headLink(of, ...pairPlaces(of, result, at)[1]), make("span.quiet", {}, " " + shown(values[at]) + " " + about.unit)))));
@@ -121,7 +124,7 @@ function pairsOf(of, result, column, row, head) {
 function pairsSection(of, row, head) {
   const lists = of.results.filter((result) => result.kind === "pairs" && result.name !== "head_distances").flatMap((result) => result.columns.map((about, column) => {
     const found = pairsOf(of, result, column, row, head).slice(0, 3);
-    return found.length ? make("div", {}, make("h3", { title: about.meaning }, result.title + ", " + about.name.replace(/_/g, " ")), pairList(of, found)) : null;
+    return found.length ? make("div", {}, make("h3", { title: about.meaning }, result.title + ", " + worded(about)), pairList(of, found)) : null;
   })).filter(Boolean);
   return section("With other heads", "The largest numbers of pairs with this head.", lists.length ? make("div.lists", {}, lists) : null);
 }
@@ -138,6 +141,9 @@ function drawMatrix(of, result, values, about, heads) {
     pen.fillStyle = rgb(colourOf(value, bounds, scale));
     pen.fillRect(other * size, one * size, size, size);
   });
+  // Lines between layers.
+  pen.fillStyle = getComputedStyle(document.body).backgroundColor;
+  for (let at = of.width; at < heads; at += of.width) { pen.fillRect(at * size - 1, 0, 1, canvas.height); pen.fillRect(0, at * size - 1, canvas.width, 1); }
   const pairs = new Map(Array.from(values, (_, at) => [pairPlaces(of, result, at).map((place) => placeOf(of, ...place)).join(), at]));
   canvas.addEventListener("mousemove", (event) => {
     const [one, other] = [event.offsetY, event.offsetX].map((offset) => Math.floor(offset * heads / canvas.clientWidth)), at = pairs.get(one + "," + other);
@@ -146,8 +152,8 @@ function drawMatrix(of, result, values, about, heads) {
     showTip(names.join(", ") + "\n" + shown(values[at]) + " " + about.unit, { getBoundingClientRect: () => ({ left: event.clientX, top: event.clientY, bottom: event.clientY, width: 0 }) });
   });
   canvas.addEventListener("mouseleave", hideTip);
-  const note = "Rows: the first head of a pair, columns: the other, both by layer and head.";
-  return make("figure.matrix", {}, canvas, drawScale({ bounds: bounds, unit: about.unit, unitLine: about.name.replace(/_/g, " ") + (about.unit ? " (" + about.unit + ")" : "") }, scale), make("figcaption", {}, note));
+  const note = "Rows: the first head of a pair, columns: the other; heads in order, lines between layers.";
+  return make("figure.matrix", {}, canvas, drawScale({ bounds: bounds, unit: about.unit, unitLine: withUnit(about) }, scale), make("figcaption", {}, note));
 }
 
 function resultsOf(of, row, head) {
@@ -155,9 +161,9 @@ function resultsOf(of, row, head) {
   of.results.filter((result) => result.kind === "heads").forEach((result) => result.columns.forEach((about, column) => {
     const values = part(result.numbers, column, 0), own = values[place], others = Array.from(values).filter(known);
     if (!known(own) || result.plane.includes(column)) { return; }
-    lines.push(make("tr", {}, make("th", { scope: "row", title: about.meaning }, about.name.replace(/_/g, " "), make("span.unit", {}, " " + about.unit)),
-      make("td.number", {}, shown(own)), make("td.number", {}, ordinal(others.filter((value) => value > own).length + 1) + " of " + others.length), make("td", {}, result.title)));
+    lines.push(make("tr", {}, make("th", { scope: "row" }, worded(about), about.unit === about.name ? null : make("span.unit", {}, " " + about.unit)),
+      make("td.number", {}, shown(own)), make("td.number", {}, ordinal(others.filter((value) => value > own).length + 1) + " of " + others.length), make("td.quiet", {}, result.title + ": " + about.meaning)));
   }));
   return section("In the analyses", null, lines.length ? make("table.numbers.plain", {}, make("thead", {}, make("tr", {},
-    make("th", { scope: "col" }, "Number"), make("th.number", { scope: "col" }, "Value"), make("th.number", { scope: "col" }, "Rank"), make("th", { scope: "col" }, "Analysis"))), make("tbody", {}, lines)) : null);
+    make("th", { scope: "col" }, "Number"), make("th.number", { scope: "col" }, "Value"), make("th.number", { scope: "col" }, "Rank"), make("th", { scope: "col" }, "What it is"))), make("tbody", {}, lines)) : null);
 }
