@@ -71,7 +71,8 @@ function mixed(scale, share) {
   const place = Math.min(Math.max(share, 0), 1) * (scale.length - 1);
   const index = Math.min(Math.floor(place), scale.length - 2), rest = place - index;
   const channel = (colour, at) => parseInt(colour.slice(at, at + 2), 16);
-  return [1, 3, 5].map((at) => Math.round(channel(scale[index], at) * (1 - rest) + channel(scale[index + 1], at) * rest));
+  const [from, to] = [scale[index], scale[index + 1]];
+  return [1, 3, 5].map((at) => Math.round(channel(from, at) * (1 - rest) + channel(to, at) * rest));
 }
 
 const colourOf = (value, [low, high], scale) => mixed(scale, (value - low) / (high - low));
@@ -94,11 +95,25 @@ function make(name, attributes, ...children) {
   if (classes.length) { made.setAttribute("class", classes.join(" ")); }
   Object.entries(attributes || {}).forEach(([key, value]) => {
     if (key.startsWith("on")) { made.addEventListener(key.slice(2), value); }
-    else if (value !== null && value !== undefined && value !== false) { made.setAttribute(key, value === true ? "" : value); }
+    else if (value === true) { made.setAttribute(key, ""); }
+    else if (value !== null && value !== undefined && value !== false) { made.setAttribute(key, value); }
   });
   made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return made;
 }
+
+/* A table. `columns` are [heading, class] each, "number" for numbers; a row is one list of texts and elements per column,
+   the first of which is its heading. */
+function tableOf(name, columns, rows) {
+  const of = (tag, kind, attributes, content) => make(tag + (kind ? "." + kind : ""), attributes, content);
+  return make("table.numbers" + (name ? "." + name : ""), {},
+    make("thead", {}, make("tr", {}, columns.map(([heading, kind]) => of("th", kind, { scope: "col" }, heading)))),
+    make("tbody", {}, rows.map((row) => make("tr", {}, row.map((content, place) =>
+      (place ? of("td", columns[place][1], {}, content) : of("th", "", { scope: "row" }, content)))))));
+}
+
+const titled = (about) => [about.title, make("span.unit", {}, " " + about.unit)];
+const scrolled = (label, table) => make("div.scroll", { tabindex: 0, role: "region", "aria-label": label }, table);
 
 function fill(select, names, chosen) {
   select.replaceChildren(...names.map(([value, text, off]) => make("option", { value: value, disabled: off }, text)));

@@ -35,7 +35,8 @@ function drawGrid(place, map) {
   table.append(make("thead", {}, header));
   const body = make("tbody");
   of.layers.forEach((layer, row) => {
-    const line = make("tr", {}, make("th", { scope: "row", title: layer.module, "aria-label": layerName(of, row) }, row % rowStep ? "" : String(layer.number)));
+    const name = { scope: "row", title: layer.module, "aria-label": layerName(of, row) };
+    const line = make("tr", {}, make("th", name, row % rowStep ? "" : String(layer.number)));
     for (let head = 0; head < of.width; head += 1) { line.append(drawCell(map, scale, inside, row, head)); }
     body.append(line);
   });
@@ -62,7 +63,10 @@ function drawCell(map, scale, inside, row, head) {
   const colour = colourOf(value, map.bounds, scale);
   made.style.backgroundColor = rgb(colour);
   made.style.color = inkOn(colour);
-  if (map.ring && map.ring(row, head)) { made.className = "ring"; made.setAttribute("aria-label", made.getAttribute("aria-label") + ", " + map.ringName); }
+  if (map.ring && map.ring(row, head)) {
+    made.className = "ring";
+    made.ariaLabel += ", " + map.ringName;
+  }
   const mark = map.mark && map.mark(row, head);
   if (inside) { made.textContent = inCell(value, map.bounds) + (mark ? "*" : ""); }
   else if (mark) { made.textContent = "•"; }

@@ -10,58 +10,64 @@ function badges(of, row, head) {
     else { near.push({ share: role.highest ? mean / role.threshold : role.threshold / mean, role: role, mean: mean }); }
   });
   const pattern = of.patterns[place];
-  if (pattern) { held.push(make("li.badge.quiet", { title: "Pattern after Kovaleva 2019, by rule" }, make("strong", {}, pattern[0]), " " + pattern[1])); }
+  if (pattern) {
+    held.push(make("li.badge.quiet", { title: "Pattern after Kovaleva 2019, by rule" }, make("strong", {}, pattern[0]), " " + pattern[1]));
+  }
   const closest = near.sort((one, other) => other.share - one.share)[0];
   const note = held.length > (pattern ? 1 : 0) || !closest ? null
     : "Passes the threshold of no role; closest: " + closest.role.name + ", " + shown(closest.mean) + " (" + closest.role.rule + ").";
   return [make("ul.badges", { "aria-label": "Roles" }, held), note && make("p.quiet", {}, note)];
 }
 
-const ordinal = (number) => number + (number % 100 > 10 && number % 100 < 14 ? "th" : ["th", "st", "nd", "rd"][number % 10] || "th");
+function ordinal(number) {
+  const teens = number % 100 > 10 && number % 100 < 14;
+  return number + ((!teens && ["th", "st", "nd", "rd"][number % 10]) || "th");
+}
 
 // A strip with a tick per head's mean, this head's own marked, and below it the range of its rows.
 function strip(of, stat, group, place) {
-  const means = gridOf(of, stat, group, "mean"), low05 = gridOf(of, stat, group, "p05"), high95 = gridOf(of, stat, group, "p95");
-  const own = means[place], [low, high] = boundsOf([means, [low05[place], high95[place]]], of.stats[stat].fromZero, false);
+  const means = gridOf(of, stat, group, "mean"), own = means[place];
+  const [from, middle, to] = ["p05", "p50", "p95"].map((measure) => gridOf(of, stat, group, measure)[place]);
+  const [low, high] = boundsOf([means, [from, to]], of.stats[stat].fromZero, false);
   const x = (value) => (4 + 292 * (value - low) / (high - low)).toFixed(1);
   const ticks = Array.from(means).filter(known).map((value) => "M" + x(value) + " 3v8").join("");
-  const range = known(low05[place]) ? [make("line.range", { x1: x(low05[place]), x2: x(high95[place]), y1: 18, y2: 18 }),
-    make("path.median", { d: "M" + x(gridOf(of, stat, group, "p50")[place]) + " 14.5v7" })] : [];
-  return make("svg.strip", { viewBox: "0 0 300 24", preserveAspectRatio: "none", "aria-hidden": "true" }, make("path.ticks", { d: ticks }), range,
-    make("path.own", { d: "M" + x(own) + " 0v13" }));
+  const range = known(from) ? [make("line.range", { x1: x(from), x2: x(to), y1: 18, y2: 18 }),
+    make("path.median", { d: "M" + x(middle) + " 14.5v7" })] : [];
+  return make("svg.strip", { viewBox: "0 0 300 24", preserveAspectRatio: "none", "aria-hidden": "true" },
+    make("path.ticks", { d: ticks }), range, make("path.own", { d: "M" + x(own) + " 0v13" }));
 }
 
 function numbersTable(of, group, row, head) {
-  const place = placeOf(of, row, head), body = make("tbody"), percentiles = gridOf(of, 0, group, "p50").some(known);
-  of.stats.forEach((about, stat) => {
-    const means = gridOf(of, stat, group, "mean"), own = means[place];
-    if (!known(own)) { return; }
-    const others = Array.from(means).filter(known), above = others.filter((value) => value > own).length;
-    const number = (measure) => shown(gridOf(of, stat, group, measure)[place]);
-    body.append(make("tr", {},
-      make("th", { scope: "row" }, about.title, make("span.unit", {}, " " + about.unit)),
-      make("td.number", {}, make("strong", {}, shown(own))),
-      make("td.number", {}, ordinal(above + 1), make("small", {}, " of " + others.length)),
-      make("td.picture", {}, strip(of, stat, group, place)),
-      percentiles ? ["p05", "p50", "p95"].map((measure) => make("td.number.wide", {}, number(measure))) : null));
+  const place = placeOf(of, row, head), percentiles = gridOf(of, 0, group, "p50").some(known) ? ["p05", "p50", "p95"] : [];
+  const columns = [["Statistic"], ["Mean", "number"], ["Rank", "number"], ["All heads’ means, this head’s rows", "picture"],
+    ...percentiles.map((measure) => [{ p05: "5 %", p50: "Median", p95: "95 %" }[measure], "number.wide"])];
+  const rows = of.stats.map((about, stat) => {
+    const means = gridOf(of, stat, group, "mean");
+    return known(means[place]) && [titled(about), make("strong", {}, shown(means[place])), rankIn(means, place),
+      strip(of, stat, group, place), ...percentiles.map((measure) => shown(gridOf(of, stat, group, measure)[place]))];
   });
-  const header = ["Statistic", "Mean", "Rank", "All heads’ means, this head’s rows"], kinds = ["", ".number", ".number", ".picture"];
-  if (percentiles) { header.push("5 %", "Median", "95 %"); kinds.push(".number.wide", ".number.wide", ".number.wide"); }
-  return make("table.numbers", {}, make("thead", {}, make("tr", {}, header.map((text, index) => make("th" + kinds[index], { scope: "col" }, text)))), body);
+  return tableOf("", columns, rows.filter(Boolean));
+}
+
+// "3rd of 72": the largest is first.
+function rankIn(values, place) {
+  const others = Array.from(values).filter(known), above = others.filter((value) => value > values[place]).length;
+  return [ordinal(above + 1), make("small", {}, " of " + others.length)];
 }
 
 function groupsTable(of, row, head) {
-  const place = placeOf(of, row, head), groups = of.groups.map((name, group) => [name, group]).filter(([name]) => name !== "").slice(0, 8);
+  const place = placeOf(of, row, head);
+  const groups = of.groups.map((name, group) => [name, group]).filter(([name]) => name !== "").slice(0, 8);
   if (groups.length < 2) { return null; }
-  const body = of.stats.map((about, stat) => make("tr", {}, make("th", { scope: "row" }, about.title, make("span.unit", {}, " " + about.unit)),
-    groups.map(([, group]) => make("td.number", {}, shown(gridOf(of, stat, group, "mean")[place])))));
-  return section("By group", "Mean of each group.", make("div.scroll", { tabindex: 0, role: "region", "aria-label": "Means by group" }, make("table.numbers.plain", {},
-    make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Statistic"), groups.map(([name]) => make("th.number", { scope: "col" }, name)))),
-    make("tbody", {}, body))));
+  const columns = [["Statistic"], ...groups.map(([name]) => [name, "number"])];
+  const rows = of.stats.map((about, stat) =>
+    [titled(about), ...groups.map(([, group]) => shown(gridOf(of, stat, group, "mean")[place]))]);
+  return section("By group", "Mean of each group.", scrolled("Means by group", tableOf("plain", columns, rows)));
 }
 
 function section(title, lead, ...content) {
-  return content.some(Boolean) ? make("section.part", {}, make("h2", {}, title), lead && make("p.lead", {}, lead), content) : null;
+  if (!content.some(Boolean)) { return null; }
+  return make("section.part", {}, make("h2", {}, title), lead && make("p.lead", {}, lead), content);
 }
 
 function distributions(of, row, head) {
@@ -70,22 +76,29 @@ function distributions(of, row, head) {
   const charts = details.stats.map((stat, index) => {
     const about = of.stats.find((one) => one.stat === stat), [low, high] = details.ends[index];
     const bars = part(details.shares, index, row, head), most = Math.max(...bars, 1), wide = 200 / bars.length;
-    const drawn = Array.from(bars).map((share, bin) => make("rect.column", { x: (bin * wide + 0.5).toFixed(1), width: (wide - 1).toFixed(1),
-      y: (60 - 58 * share / most).toFixed(1), height: (58 * share / most).toFixed(1) }));
-    return figure(about, [make("svg", { viewBox: "0 0 200 62", role: "img", "aria-label": about.title + ": " + peak(bars, low, high) },
-      ...drawn, make("line.base", { x1: 0, x2: 200, y1: 60.5, y2: 60.5 })), ends(low, high)]);
+    const drawn = Array.from(bars).map((share, bin) => {
+      const tall = 58 * share / most;
+      const box = { x: bin * wide + 0.5, width: wide - 1, y: 60 - tall, height: tall };
+      return make("rect.column", Object.fromEntries(Object.entries(box).map(([name, value]) => [name, value.toFixed(1)])));
+    });
+    return figure(about, [smallPlot(about.title + ": " + peak(bars, low, high), drawn), ends(low, high)]);
   });
-  return section("Distribution", "Share of " + details.of + " by value" + (details.of === "documents" ? "; a document counts with its mean" : "") + ". The outer bins hold what lies beyond.",
+  const mean = details.of === "documents" ? "; a document counts with its mean" : "";
+  return section("Distribution", "Share of " + details.of + " by value" + mean + ". The outer bins hold what lies beyond.",
     make("div.figures", {}, charts));
 }
+
+const smallPlot = (label, drawn) => make("svg", { viewBox: "0 0 200 62", role: "img", "aria-label": label },
+  make("line.base", { x1: 0, x2: 200, y1: 60.5, y2: 60.5 }), drawn);
 
 function peak(bars, low, high) {
   const bin = bars.indexOf(Math.max(...bars)), at = (place) => shown(low + (high - low) * place / bars.length, 2);
   return "most between " + at(bin) + " and " + at(bin + 1);
 }
 
-const figure = (about, content) => make("figure", {}, make("figcaption", {}, about.title, make("span.unit", {}, " " + about.unit)), content);
-const ends = (low, high) => make("div.ends", { "aria-hidden": "true" }, [low, high].map((value) => make("span", {}, onAxis(value, high - low))));
+const figure = (about, content) => make("figure", {}, make("figcaption", {}, titled(about)), content);
+const ends = (low, high) => make("div.ends", { "aria-hidden": "true" },
+  [low, high].map((value) => make("span", {}, onAxis(value, high - low))));
 
 // Mean over all heads of a profile, bin by bin.
 function meanProfile(of, index, bins) {
@@ -105,14 +118,17 @@ function profiles(of, row, head) {
     details.means = details.means || [];
     const others = details.means[index] = details.means[index] || meanProfile(of, index, bins);
     const [low, high] = boundsOf([own, others], about.fromZero, false);
-    const line = (values) => Array.from(values).map((value, bin) => [200 * (bin + 0.5) / bins, 60 - 56 * (value - low) / (high - low)])
+    const points = (values) => Array.from(values).map((value, bin) => [200 * (bin + 0.5) / bins, 60 - 56 * (value - low) / (high - low)])
       .filter(([, y]) => known(y)).map(([x, y]) => x.toFixed(1) + "," + y.toFixed(1)).join(" ");
-    const first = Array.from(own).find(known), last = Array.from(own).reverse().find(known);
-    return figure(about, [make("div.plot", {}, make("svg", { viewBox: "0 0 200 62", role: "img", "aria-label": about.title + ": " + shown(first) + " at the start, " + shown(last) + " at the end" },
-      make("line.base", { x1: 0, x2: 200, y1: 60.5, y2: 60.5 }), make("polyline.others", { points: line(others) }), make("polyline.line", { points: line(own) })),
-    make("span.high", { "aria-hidden": "true" }, onAxis(high, high - low)), make("span.low", { "aria-hidden": "true" }, onAxis(low, high - low))), ends(0, details.edges[bins])]);
+    const said = Array.from(own).filter(known).map((value) => shown(value));
+    const label = `${about.title}: ${said[0]} at the start, ${said[said.length - 1]} at the end`;
+    const drawn = [make("polyline.others", { points: points(others) }), make("polyline.line", { points: points(own) })];
+    const marks = [["high", high], ["low", low]].map(([name, value]) =>
+      make("span." + name, { "aria-hidden": "true" }, onAxis(value, high - low)));
+    return figure(about, [make("div.plot", {}, smallPlot(label, drawn), marks), ends(0, details.edges[bins])]);
   });
-  return section("Profile", "Mean over the " + details.over + ", in tokens (the axis widens as it goes); grey: the mean of all heads.", make("div.figures", {}, charts));
+  const lead = "Mean over the " + details.over + ", in tokens (the axis widens as it goes); grey: the mean of all heads.";
+  return section("Profile", lead, make("div.figures", {}, charts));
 }
 
 function receivers(of, row, head) {
@@ -122,19 +138,20 @@ function receivers(of, row, head) {
   const items = Array.from(tokens).map((token, place) => (token < 0 ? null : make("li", {},
     make("span.token", {}, found.names[token]), make("span.meter", { "aria-hidden": "true", style: "--share:" + shares[place].toFixed(3) }),
     make("span.number", {}, (100 * shares[place]).toFixed(1) + " %"))));
-  return section("Tokens that receive most", "Share of the attention on the " + found.keys + " keys that were kept of each row, over all rows.",
-    make("ol.receivers", {}, items));
+  const lead = "Share of the attention on the " + found.keys + " keys that were kept of each row, over all rows.";
+  return section("Tokens that receive most", lead, make("ol.receivers", {}, items));
 }
 
 function examples(of, row, head) {
   const found = of.details && of.details.examples;
   if (!found || !found.length) { return null; }
-  return section("Where it looks", "Shade: attention that a token receives. Point at a token, or go through them with the arrow keys, to see where it looks.",
-    found.map((one) => example(one, row, head)));
+  const lead = "Shade: attention that a token receives. Point at a token, or go through them with the arrow keys, to see where it looks.";
+  return section("Where it looks", lead, found.map((one) => example(one, row, head)));
 }
 
 function example(one, row, head) {
-  const keys = part(one.keys, row, head), probabilities = part(one.probabilities, row, head), kept = keys.length / one.tokens.length;
+  const keys = part(one.keys, row, head), probabilities = part(one.probabilities, row, head);
+  const kept = keys.length / one.tokens.length;
   const received = new Array(one.tokens.length).fill(0);
   keys.forEach((key, place) => { if (key < received.length) { received[key] += probabilities[place] / 255; } });
   const said = make("p.said", { "aria-live": "polite" }, "\u00a0"), most = Math.max(...received, 1e-9);
@@ -142,7 +159,11 @@ function example(one, row, head) {
     span.style.setProperty("--share", Math.min(1, shares[place]).toFixed(3));
   });
   const spans = one.tokens.map((text, place) => make("span.token", { tabindex: place ? -1 : 0, "data-place": place }, text));
-  const rest = () => { shade(spans, received.map((value) => Math.sqrt(value / most))); spans.forEach((span) => span.classList.remove("looks")); said.textContent = "\u00a0"; };
+  const rest = () => {
+    shade(spans, received.map((value) => Math.sqrt(value / most)));
+    spans.forEach((span) => span.classList.remove("looks"));
+    said.textContent = "\u00a0";
+  };
   const look = (place) => {
     const shares = new Array(one.tokens.length).fill(0), words = [];
     for (let rank = 0; rank < kept; rank += 1) {
@@ -170,7 +191,8 @@ function example(one, row, head) {
     spans[next].focus();
   });
   rest();
-  return make("div.example", {}, make("p.quiet", {}, "Document " + one.document + (one.group === "all" ? "" : ", " + one.group) + (one.cut ? ", its beginning" : "")), text, said);
+  const about = "Document " + one.document + (one.group === "all" ? "" : ", " + one.group) + (one.cut ? ", its beginning" : "");
+  return make("div.example", {}, make("p.quiet", {}, about), text, said);
 }
 
 // The heads that attend most alike, where an analysis measured that; else those whose means are nearest, each statistic
@@ -179,11 +201,13 @@ function alike(of, row, head) {
   const measured = of.results.find((result) => result.name === "head_distances");
   if (measured) {
     const nearest = pairsOf(of, measured, 0, row, head).reverse().slice(0, 5);
-    return section("Heads like it", measured.title + ": " + measured.columns[0].meaning + ", " + measured.columns[0].unit + ".", pairList(of, nearest));
+    const [about] = measured.columns;
+    return section("Heads like it", measured.title + ": " + about.meaning + ", " + about.unit + ".", pairList(of, nearest));
   }
-  const own = placeOf(of, row, head), spreads = of.stats.map((_, stat) => {
-    const means = Array.from(gridOf(of, stat, 0, "mean")).filter(known), centre = means.reduce((sum, value) => sum + value, 0) / means.length;
-    return Math.sqrt(means.reduce((sum, value) => sum + (value - centre) ** 2, 0) / means.length);
+  const own = placeOf(of, row, head), mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  const spreads = of.stats.map((_, stat) => {
+    const means = Array.from(gridOf(of, stat, 0, "mean")).filter(known), centre = mean(means);
+    return Math.sqrt(mean(means.map((value) => (value - centre) ** 2)));
   });
   const found = [];
   eachHead(of, (otherRow, otherHead) => {
@@ -200,26 +224,35 @@ function alike(of, row, head) {
     pairList(of, found.slice(0, 5)));
 }
 
-const pairList = (of, pairs) => make("ol.alike", {}, pairs.map(([row, head, value]) => make("li", {}, headLink(of, row, head), make("span.quiet", {}, " " + shown(value, 2)))));
+const pairList = (of, pairs) => make("ol.alike", {}, pairs.map(([row, head, value]) =>
+  make("li", {}, headLink(of, row, head), make("span.quiet", {}, " " + shown(value, 2)))));
 
 const headAddress = (number, row, head) => "#head-" + number + "-" + row + "-" + head;
-const headLink = (of, row, head) => make("a", { href: headAddress(page.runs.indexOf(of), row, head) }, headName(of, row, head));
+const headLink = (of, row, head) =>
+  make("a", { href: headAddress(page.runs.indexOf(of), row, head) }, headName(of, row, head));
 
 function drawHead() {
-  const { row, head } = state.head, of = run();
-  const heads = [];
+  const { row, head } = state.head, of = run(), heads = [];
   eachHead(of, (...one) => heads.push(one));
   const place = heads.findIndex(([otherRow, otherHead]) => otherRow === row && otherHead === head);
-  const step = (by, text) => { const next = heads[place + by]; return next ? make("a", { href: headAddress(state.run, ...next), rel: by > 0 ? "next" : "prev" }, text) : null; };
-  const group = find("head-group");
-  fill(group, of.groups.map((_, index) => [index, groupName(of, index)]), state.group);
+  const step = (by, text) => {
+    const next = heads[place + by];
+    return next ? make("a", { href: headAddress(state.run, ...next), rel: by > 0 ? "next" : "prev" }, text) : "";
+  };
+  fill(find("head-group"), of.groups.map((_, index) => [index, groupName(of, index)]), state.group);
   find("head-group-label").hidden = of.groups.length < 2;
-  find("head-steps").replaceChildren(...[step(-1, "← previous head"), step(1, "next head →")].filter(Boolean));
+  find("head-steps").replaceChildren(step(-1, "← previous head"), step(1, "next head →"));
   find("head-title").textContent = headName(of, row, head).replace("layer", "Layer");
   find("head-module").textContent = of.layers[row].module + (page.runs.length > 1 ? " · " + of.label : "");
-  find("head-content").replaceChildren(...[badges(of, row, head),
-    section("Beside the other heads", "Upper line: the mean of every head, this one’s marked."
-      + (gridOf(of, 0, state.group, "p50").some(known) ? " Lower line: from the 5th to the 95th percentile of this head’s rows, the median marked." : ""), numbersTable(of, state.group, row, head)),
-    groupsTable(of, row, head), differencesOf(row, head), resultsOf(of, row, head), pairsSection(of, row, head), examples(of, row, head), receivers(of, row, head),
-    distributions(of, row, head), profiles(of, row, head), alike(of, row, head)].flat().filter(Boolean));
+  const parts = [badges(of, row, head), besideOthers(of, row, head), groupsTable(of, row, head), differencesOf(row, head),
+    resultsOf(of, row, head), pairsSection(of, row, head), examples(of, row, head), receivers(of, row, head),
+    distributions(of, row, head), profiles(of, row, head), alike(of, row, head)];
+  find("head-content").replaceChildren(...parts.flat().filter(Boolean));
+}
+
+function besideOthers(of, row, head) {
+  const rows = gridOf(of, 0, state.group, "p50").some(known);
+  const lead = "Upper line: the mean of every head, this one’s marked."
+    + (rows ? " Lower line: from the 5th to the 95th percentile of this head’s rows, the median marked." : "");
+  return section("Beside the other heads", lead, numbersTable(of, state.group, row, head));
 }

@@ -28,8 +28,10 @@ function route() {
 function downloads() {
   const of = run(), name = page.runs.length > 1 ? of.label.replace(/[^\w.-]+/g, "_") + "_heads" : "heads";
   find("save-csv").addEventListener("click", () => saveCsv(name + ".csv", ROW_HEADER, rowsOf(run())));
-  find("save-json").addEventListener("click", () => saveJson(name + ".json", { model: run().model, corpus: run().corpus,
-    heads: rowsOf(run()).map((row) => Object.fromEntries(row.map((value, place) => [ROW_HEADER[place], Number.isNaN(value) ? null : value]))) }));
+  find("save-json").addEventListener("click", () => {
+    const named = (row) => Object.fromEntries(row.map((value, place) => [ROW_HEADER[place], Number.isNaN(value) ? null : value]));
+    saveJson(name + ".json", { model: run().model, corpus: run().corpus, heads: rowsOf(run()).map(named) });
+  });
   page.comparisons.forEach((found, number) => find("comparison-" + number).querySelector(".save").addEventListener("click", () => {
     const rows = [];
     found.stats.forEach((about, stat) => eachHead(found, (row, head) => {
@@ -39,12 +41,14 @@ function downloads() {
     saveCsv("comparison.csv", ["layer", "module", "head", "stat", ...found.columns], rows);
   }));
   page.runs.forEach((of_, number) => of_.results.forEach((result, place) => {
-    find("result-" + number + "-" + place).querySelector(".save").addEventListener("click", () => saveCsv(result.name + ".csv", ...resultRows(of_, result)));
+    const button = find("result-" + number + "-" + place).querySelector(".save");
+    button.addEventListener("click", () => saveCsv(result.name + ".csv", ...resultRows(of_, result)));
   }));
 }
 
 function resultRows(of, result) {
-  const names = result.columns.map((one) => one.name), numbers = (...at) => result.columns.map((_, column) => part(result.numbers, column, ...at));
+  const names = result.columns.map((one) => one.name);
+  const numbers = (...at) => result.columns.map((_, column) => part(result.numbers, column, ...at));
   const where = ([row, head]) => [of.layers[row].number, of.layers[row].module, head];
   if (result.kind === "curve") { return [names, Array.from(numbers()[0]).map((_, at) => numbers().map((values) => values[at]))]; }
   if (result.kind === "pairs") {

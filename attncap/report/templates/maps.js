@@ -15,7 +15,9 @@ function sayHead(of, stat, group, row, head) {
   const number = (measure) => gridOf(of, stat, group, measure)[place];
   const lines = [headName(of, row, head) + "  " + about.title, of.layers[row].module,
     "mean " + shown(number("mean"), 4) + "  std " + shown(number("std")) + "  (" + about.unit + ")"];
-  if (known(number("p50"))) { lines.push("5 % " + shown(number("p05")) + "  median " + shown(number("p50")) + "  95 % " + shown(number("p95"))); }
+  if (known(number("p50"))) {
+    lines.push("5 % " + shown(number("p05")) + "  median " + shown(number("p50")) + "  95 % " + shown(number("p95")));
+  }
   lines.push("from " + shown(number("min")) + " to " + shown(number("max")) + ", " + shown(number("count")) + " rows");
   return lines.join("\n");
 }
@@ -25,25 +27,30 @@ function drawTiles() {
   find("tiles").replaceChildren(...of.stats.map((about, stat) => {
     const measure = about.measure, bounds = chosenBounds(of, stat, measure), canvas = make("canvas", { "aria-hidden": "true" });
     drawSmall(canvas, of, gridOf(of, stat, state.group, measure), bounds);
+    const range = bounds.map((bound) => onAxis(bound, bounds[1] - bounds[0])).join(" – ");
     canvas.style.height = Math.min(120, Math.max(56, of.layers.length * 12)) + "px";
     return make("button.tile", { type: "button", "data-stat": about.stat, "aria-pressed": String(stat === state.stat),
       onclick: () => { chooseStat(stat); find("panel").scrollIntoView({ behavior: "smooth", block: "nearest" }); } },
     make("span.tile-title", {}, about.title), canvas,
-    make("span.tile-range", {}, bounds.map((bound) => onAxis(bound, bounds[1] - bounds[0])).join(" – ") + " " + about.unit + (measure === "mean" ? "" : " (" + measure + ")")));
+    make("span.tile-range", {}, range + " " + about.unit + (measure === "mean" ? "" : " (" + measure + ")")));
   }));
 }
 
 function mainMap() {
   const of = run(), about = of.stats[state.stat], less = state.less >= 0;
   let values = gridOf(of, state.stat, state.group, state.measure);
-  if (less) { const other = gridOf(of, state.stat, state.less, state.measure); values = values.map((value, place) => value - other[place]); }
+  if (less) {
+    const other = gridOf(of, state.stat, state.less, state.measure);
+    values = values.map((value, place) => value - other[place]);
+  }
   const means = gridOf(of, state.stat, state.group, "mean"), passes = about.threshold !== null && state.measure === "mean" && !less;
-  const what = about.title + ", " + MEASURE_NAMES[state.measure] + (less ? ", " + groupName(of, state.group) + " less " + groupName(of, state.less) : "");
+  const unit = state.measure === "count" ? "rows" : about.unit, than = less && groupName(of, state.less);
+  const what = about.title + ", " + MEASURE_NAMES[state.measure] + (less ? ", " + groupName(of, state.group) + " less " + than : "");
   return {
     of: of, values: values, middle: less, bounds: less ? boundsOf([values], false, true) : chosenBounds(of, state.stat, state.measure),
-    label: what + ", layers by heads", unit: state.measure === "count" ? "rows" : about.unit, unitLine: what + (state.measure === "count" ? "" : " (" + about.unit + ")"),
+    label: what + ", layers by heads", unit: unit, unitLine: what + (state.measure === "count" ? "" : " (" + unit + ")"),
     say: (row, head) => sayHead(of, state.stat, state.group, row, head)
-      + (less ? "\n" + groupName(of, state.less) + " mean " + shown(gridOf(of, state.stat, state.less, "mean")[placeOf(of, row, head)], 4) : ""),
+      + (less ? "\n" + than + " mean " + shown(gridOf(of, state.stat, state.less, "mean")[placeOf(of, row, head)], 4) : ""),
     ring: (row, head) => passes && means[placeOf(of, row, head)] > about.threshold, ringName: "beyond the threshold",
     open: (row, head) => openHead(state.run, row, head),
   };
@@ -62,7 +69,9 @@ function drawPanel() {
   fill(find("choose-measure"), page.measures.map((measure) => [measure, MEASURE_NAMES[measure], empty(measure)]), state.measure);
   drawGrid(find("chart"), map);
   const notes = [];
-  if (about.threshold !== null && state.measure === "mean" && state.less < 0) { notes.push("Outlined: heads with a mean above " + about.threshold + "."); }
+  if (about.threshold !== null && state.measure === "mean" && state.less < 0) {
+    notes.push("Outlined: heads with a mean above " + about.threshold + ".");
+  }
   if (of.groups[state.group] === "") { notes.push("Percentiles are there for single groups."); }
   if (of.dropped) { notes.push("The page has the groups with most rows; " + of.dropped + " more are in heads.parquet."); }
   notes.push("Choose a head for its own page.");
