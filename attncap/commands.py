@@ -302,7 +302,8 @@ def demo_command(
     from attncap.report import print_highlights, write_report
 
     run_folder = output / "run"
-    _summary(_scan(BUILTIN_MINILM, ["builtin:docstrings"], run_folder, DEFAULT_SPEC, corpus_options, ScanOptions()))
+    options = ScanOptions(keep=("sequences",))  # for the distributions on the page of each head
+    _summary(_scan(BUILTIN_MINILM, ["builtin:docstrings"], run_folder, DEFAULT_SPEC, corpus_options, options))
     print_highlights(run_folder)
     typer.echo(f"Report: {write_report(run_folder, output / 'report.html').resolve()}")
 
