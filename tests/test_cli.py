@@ -127,8 +127,20 @@ def test_a_report_is_written_beside_the_run_or_where_asked(
 def test_two_runs_are_reported_on_one_page_with_figures(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(scan_arguments(folder, "--limit", "20", "--no-entropy", "-o", str(tmp_path / "other"))) == 0
-    runs = [str(folder / "run"), str(tmp_path / "other")]
+    few = [
+        "--no-entropy",
+        "--no-max",
+        "--no-distance",
+        "--no-collision",
+        "--no-received",
+        "--tags",
+        "off",
+        "--topk",
+        "0",
+    ]
+    for name, limit in (("run", "30"), ("other", "20")):
+        assert cli.main(scan_arguments(folder, *few, "--limit", limit, "-o", str(tmp_path / name))) == 0
+    runs = [str(tmp_path / "run"), str(tmp_path / "other")]
     figures = tmp_path / "figures"
     assert cli.main(["report", *runs, "-o", str(tmp_path / "page.html"), "--figures", str(figures)]) == 0
     assert "run and other" in (tmp_path / "page.html").read_text(encoding="utf-8")

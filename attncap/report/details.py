@@ -21,6 +21,7 @@ from attncap.extras import require
 from attncap.parts import digest_of_file
 from attncap.report.content import Report
 from attncap.report.examples import Example, ExampleReader, Receivers
+from attncap.report.glossary import PROBABILITY
 from attncap.store import Run, RunError, RunFolder
 
 BINS = 24
@@ -200,12 +201,18 @@ class _Sums:
         """How means change."""
         means = np.full(self._totals.shape, np.nan)
         np.divide(self._totals, self._numbers, out=means, where=self._numbers > 0)
+        whole = means.reshape(len(means), *self._shape, -1)
+        used = np.flatnonzero(np.isfinite(whole).any((0, 1, 2)))
+        first = int(used[0]) if used.size else 0  # no document is shorter than that
         over = POSITION if self._table.of_rows else LENGTH
-        return Profiles(over, self._edges, means.reshape(len(means), *self._shape, -1))
+        return Profiles(over, self._edges[first:], whole[..., first:])
 
 
 def _ends(report: Report, stat: str) -> tuple[float, float]:
-    """Between which ends a distribution is drawn: nearly all rows of nearly every head lie there."""
+    """Between which ends a distribution is drawn: nearly all rows of nearly every head lie there.
+
+    Shares and probabilities of every head; of what has no bound, some heads may lie far out.
+    """
     maps = [one for one in report.maps if one.stat == stat]
     low, high = (
         np.concatenate([one.grids[measure][np.isfinite(one.grids[measure])] for one in maps])
@@ -213,10 +220,11 @@ def _ends(report: Report, stat: str) -> tuple[float, float]:
     )
     if not low.size or not high.size:
         return 0.0, 1.0
-    first, last = float(low.min()), float(high.max())
+    bounded = maps[0].statistic.unit in (PROBABILITY, "share")
+    first, last = (low.min(), high.max()) if bounded else (np.quantile(low, 0.02), np.quantile(high, 0.98))
     if maps[0].statistic.from_zero:
         first = min(first, 0.0)
-    return (first, last) if last > first else (first, first + 1.0)
+    return (float(first), float(last)) if last > first else (float(first), float(first) + 1.0)
 
 
 def _edges(longest: int) -> NDArray[np.int64]:

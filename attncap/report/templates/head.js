@@ -125,7 +125,7 @@ function profiles(of, row, head) {
     const drawn = [make("polyline.others", { points: points(others) }), make("polyline.line", { points: points(own) })];
     const marks = [["high", high], ["low", low]].map(([name, value]) =>
       make("span." + name, { "aria-hidden": "true" }, onAxis(value, high - low)));
-    return figure(about, [make("div.plot", {}, smallPlot(label, drawn), marks), ends(0, details.edges[bins])]);
+    return figure(about, [make("div.plot", {}, smallPlot(label, drawn), marks), ends(details.edges[0], details.edges[bins])]);
   });
   const lead = "Mean over the " + details.over + ", in tokens (the axis widens as it goes); grey: the mean of all heads.";
   return section("Profile", lead, make("div.figures", {}, charts));
