@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from attncap import dispatch, reference, validation
 from attncap.types import HeadStats, StatSpec, UnsupportedError
-from attncap.validation import Extras
+from attncap.validation import Extras, Options
 
 
 def attention(
@@ -71,6 +71,11 @@ def attention(
 
     A non-finite value or feature may reach rows that do not see it, as 0 * NaN does in PyTorch; non-finite
     queries, keys and mask entries reach only the rows and heads that see them.
+
+    Differentiable once, in query, key, value, a floating attn_mask, sink_logits and key_features: ``out`` and every
+    statistic, in memory that grows with N. ``max_logit`` and ``topk_prob`` are so at the keys that hold them (of equal
+    largest scores the first), ``topk_index`` is not. The gradient of a broadcast mask has the mask's own shape.
+    "reference" is differentiated by torch's autograd, any number of times and with the map in memory.
     """
     validation.check_spec(spec)
     validation.check_qkv(query, key, value)
@@ -87,13 +92,26 @@ def attention(
         key_tags=key_tags,
         key_features=key_features,
     )
-    refuse_grad(query, key, value, extras)
     chosen = dispatch.choose(impl, query, value)
-    if chosen == "reference":
-        return reference.attention(query, key, value, spec, options, extras)
+    out, stats, _ = run(query, key, value, spec, options, extras, chosen)
+    return out, stats
+
+
+def run(
+    query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, options: Options, extras: Extras, impl: str
+) -> tuple[Tensor, HeadStats, Tensor]:
+    """(out, statistics, lse of every row) of checked arguments; `query_mask` hides rows of the statistics' own lse."""
+    if impl == "reference":
+        out, stats = reference.attention(query, key, value, spec, options, extras)
+        return out, stats, stats.lse
     from attncap import ops
 
-    return ops.attention(query, key, value, spec, options, extras, chosen)
+    refuse_forward_mode(query, key, value, extras)
+    out, stats = ops.attention(query, key, value, spec, options, extras, impl)
+    lse = stats.lse
+    if extras.query_mask is not None:
+        stats.lse = torch.where(extras.query_mask[:, None], lse, -torch.inf)
+    return out, stats, lse
 
 
 def attention_varlen(
@@ -151,7 +169,6 @@ def attention_varlen(
         key_tags=key_tags,
         key_features=key_features,
     )
-    refuse_grad(query, key, value, extras)
     if len(bounds_q) == 1:  # no sequence at all: one empty sequence gives the empty tensors
         bounds_q, bounds_k = [0, 0], [0, 0]
     chosen = dispatch.choose(impl, query, value)
@@ -159,22 +176,19 @@ def attention_varlen(
         return reference.attention_varlen(query, key, value, bounds_q, bounds_k, spec, options, extras)
     from attncap import ops
 
-    return ops.attention_varlen(query, key, value, bounds_q, bounds_k, spec, options, extras, chosen)
+    refuse_forward_mode(query, key, value, extras)
+    out, stats = ops.attention_varlen(query, key, value, bounds_q, bounds_k, spec, options, extras, chosen)
+    if extras.query_mask is not None:
+        stats.lse = torch.where(extras.query_mask, stats.lse, -torch.inf)
+    return out, stats
 
 
-def refuse_grad(query: Tensor, key: Tensor, value: Tensor, extras: Extras) -> None:
-    """A derivative that would silently be nothing is refused: reverse mode, and forward mode (torch.func.jvp)."""
-    forward_mode = forward_ad._current_level >= 0
-    if not torch.is_grad_enabled() and not forward_mode:
+def refuse_forward_mode(query: Tensor, key: Tensor, value: Tensor, extras: Extras) -> None:
+    """A derivative that would silently be nothing is refused: that of forward mode (torch.func.jvp)."""
+    if forward_ad._current_level < 0:
         return
     named = {"query": query, "key": key, "value": value, "attn_mask": extras.attn_mask}
     named |= {"sink_logits": extras.sink_logits, "key_features": extras.key_features}
     for name, tensor in named.items():
-        if tensor is None:
-            continue
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise UnsupportedError(
-                f"{name}: requires grad, and attncap has no gradients yet; call under torch.no_grad() or detach it"
-            )
-        if forward_mode and forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
-            raise UnsupportedError(f"{name}: carries a forward-mode tangent, and attncap has no gradients yet")
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+            raise UnsupportedError(f"{name}: carries a forward-mode tangent, which impl='reference' alone knows")

@@ -17,7 +17,7 @@ from attncap.adapters.parallel import shard_of
 from attncap.adapters.served import ServedCall
 from attncap.annotations import Annotations, Annotator, FeatureFunction, TagFunction
 from attncap.display import SmallMap, maps_html
-from attncap.layers import LastRows, Layers, LayerSelection, Steps, module_of
+from attncap.layers import LastRows, Layers, LayerSelection, Steps, is_backward_running, module_of
 from attncap.moments import pick
 from attncap.types import HeadStats, StatSpec
 from attncap.validation import check_spec
@@ -26,6 +26,7 @@ Watcher = Callable[[str, ServedCall, Tensor, HeadStats], None]
 """Is given the name of the module, the call, its out (B, H, Q, E) and its statistics."""
 
 KEEP = ("summary", "last", "all")
+IMPORTANCE = "importance"
 
 # Root modules of the captures that are open, so that two on one model are refused.
 _open_roots: list[nn.Module] = []
@@ -54,6 +55,8 @@ class Capture:
         keep: str = "summary",
         queries: int | None = None,
         every: int = 1,
+        importance: bool = False,
+        differentiable: bool = False,
         histogram: bool = False,
         watch: Watcher | None = None,
     ) -> None:
@@ -61,6 +64,12 @@ class Capture:
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
         if keep not in KEEP:
             raise ValueError(f"keep: expected one of {', '.join(KEEP)}, got {keep!r}")
+        for name, flag in (("importance", importance), ("differentiable", differentiable)):
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name}: expected a bool, got {type(flag).__name__} ({flag!r})")
+        if differentiable and (keep == "summary" or importance):
+            given = "importance=True" if importance else 'keep="summary"'
+            raise ValueError(f'differentiable: expected keep="last" or "all" and no importance, got {given}')
         self.model = model
         self.spec = check_spec(spec)
         self._phases = {PREFILL: Accumulator(histogram=histogram)}
@@ -75,6 +84,9 @@ class Capture:
         self._undo = ExitStack()
         self._lock = threading.Lock()  # several threads may run the model
         self._watcher = watch
+        self.differentiable = differentiable
+        self._importance = importance
+        self._heads: dict[str, tuple[Heads, list[int] | None]] = {}  # of the newest call of each module
 
     def __enter__(self) -> Capture:
         mine = set(self.model.modules())
@@ -184,8 +196,9 @@ class Capture:
         return self._rows.among(query_mask, query)
 
     def annotate(self, batch: Mapping[str, Any]) -> Annotations | None:
-        """Tags and features of a batch."""
-        return self._annotator(batch) if self._annotator and self._steps.wanted else None
+        """Tags and features of a batch; activation checkpointing runs parts of a model, which are given no batch."""
+        wanted = self._annotator and self._steps.wanted and not is_backward_running()
+        return self._annotator(batch) if wanted else None
 
     def record(
         self,
@@ -199,27 +212,53 @@ class Capture:
         width: int,
     ) -> None:
         """Take the statistics of one call; of several threads' calls one after another."""
+        observed = stats
+        if self.differentiable:
+            observed = HeadStats(**{name: tensor.detach() for name, tensor in stats.items()})
         values = row_values(
-            stats,
+            observed,
             self.spec,
             tag_names=annotations.tag_names,
             feature_names=annotations.feature_names,
             seen_keys=seen_keys,
         )
-        counted = counted_rows(values, stats, seen_keys=seen_keys, key_mask=key_mask)
-        batch, given, _ = stats.lse.shape
-        heads, places = self._heads_of(module, given, width)
-        if places is not None:
-            values = {name: pick(value, places, 1) for name, value in values.items() if places}
-            counted = {name: rows.expand(batch, given, -1) for name, rows in counted.items()}
-            counted = {name: pick(rows, places, 1) for name, rows in counted.items() if places}
+        counted = counted_rows(values, observed, seen_keys=seen_keys, key_mask=key_mask)
+        heads = self._heads_of(module, stats.lse.shape[1], width)
         with self._lock:
-            if phase not in self._phases:
-                self._phases[phase] = Accumulator(histogram=self._phases[PREFILL].histogram)
-            self._phases[phase].expect(module, heads.total)
-            self._phases[phase].add(module, values, counted, self.groups, heads=heads)
+            self._heads[module] = heads
+            self._add(module, values, counted, heads, phase)
             assert isinstance(self.stats, KeptStats)
             self.stats.keep(module, stats)
+
+    def record_gradient(self, module: str, call: ServedCall, out: Tensor, derivative: Tensor) -> None:
+        """Count abs(<dloss / dout_i, out_i>) of every row, where that is asked for."""
+        if not self._importance:
+            return
+        precise = torch.promote_types(out.dtype, torch.float32)
+        importance = (out.to(precise) * derivative.to(precise)).sum(-1).abs()
+        rows = self.counted(call.query_mask, call.query)
+        counted = torch.ones_like(importance, dtype=torch.bool) if rows is None else rows[:, None].expand_as(importance)
+        with self._lock:
+            self._add(module, {IMPORTANCE: importance}, {IMPORTANCE: counted}, self._heads[module], PREFILL)
+
+    def _add(
+        self,
+        module: str,
+        values: dict[str, Tensor],
+        counted: dict[str, Tensor],
+        among: tuple[Heads, list[int] | None],
+        phase: str,
+    ) -> None:
+        """Add the rows of a call, (B, H, N) each, to the summary."""
+        heads, places = among
+        if places is not None:
+            counted = {name: rows.expand_as(values[name]) for name, rows in counted.items()}
+            values = {name: pick(value, places, 1) for name, value in values.items() if places}
+            counted = {name: pick(rows, places, 1) for name, rows in counted.items() if places}
+        if phase not in self._phases:
+            self._phases[phase] = Accumulator(histogram=self._phases[PREFILL].histogram)
+        self._phases[phase].expect(module, heads.total)
+        self._phases[phase].add(module, values, counted, self.groups, heads=heads)
 
     def watch(self, module: str, call: ServedCall, out: Tensor, stats: HeadStats) -> None:
         """Show a call to who asked for it."""
@@ -252,6 +291,8 @@ def capture(
     keep: str = "summary",
     queries: int | None = None,
     every: int = 1,
+    importance: bool = False,
+    differentiable: bool = False,
 ) -> Capture:
     """Capture the statistics of every attention head while the model runs, without the N x N map.
 
@@ -282,6 +323,9 @@ def capture(
     a module together, every process counts all of them. ``cap.accumulator``, sent by
     ``to_bytes``, is put together by ``merge``. Modules have the names that they have without DDP's or FSDP's wrappers.
 
+    While a model is trained a capture observes: the attention has its gradients, the statistics keep no graph, and rows
+    that activation checkpointing computes once more are not counted twice. With it, run the backward inside the block.
+
     A model compiled by torch.compile is compiled once more for each time a capture is opened, so open one around many
     forwards; compiled parts are not looked through for attention written by hand. Inside a graph the masks of
     Transformers models are whole ones, N x N bool.
@@ -304,6 +348,11 @@ def capture(
             then what keys receive from an observation window, as SnapKV asks for it. None for all.
         every: of the forwards of `model` every n-th one is captured, from the first on; in those between, the model's
             own attention runs. What runs outside any forward of it (an encoder that `generate` calls) is captured.
+        importance: count the statistic ``importance`` too, from the backwards that run: of each head the mean over
+            tokens of abs(<dloss/dout_i, out_i>), which is the absolute derivative by a gate of 1 on what the head
+            gives at token i (Michel et al. 2019). Reentrant checkpointing may forget which tokens are padding.
+        differentiable: with `keep`, statistics in ``cap.stats`` carry gradients, so that a loss may contain them.
+            Neither in a compiled graph nor with activation checkpointing.
 
     Returns:
         A `Capture`, to be used in a ``with`` statement. Used in several, it goes on counting.
@@ -311,10 +360,21 @@ def capture(
     Raises:
         TypeError, ValueError: an argument is not what it should be.
         UnsupportedError: the model's attention cannot be captured; the message says why. Also raised inside the
-            block where an input of the attention requires grad, and for dropout.
+            block for dropout.
         RuntimeError: the model is being captured already.
     """
-    return Capture(model, spec, layers=layers, tags=tags, features=features, keep=keep, queries=queries, every=every)
+    return Capture(
+        model,
+        spec,
+        layers=layers,
+        tags=tags,
+        features=features,
+        keep=keep,
+        queries=queries,
+        every=every,
+        importance=importance,
+        differentiable=differentiable,
+    )
 
 
 class KeptStats(Mapping[str, Any]):

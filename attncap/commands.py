@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +17,7 @@ from attncap.corpus import CorpusOptions
 from attncap.models import BUILTIN_MINILM, DTYPES
 from attncap.options import ScanOptions
 from attncap.plan import DEFAULT_TAGS, TAG_NAMES
-from attncap.progress import Progress, plural, progress_for
+from attncap.progress import plural, progress_for, signals_interrupt
 from attncap.scan import DEFAULT_SPEC, scan
 from attncap.store import Run
 from attncap.tables import KINDS
@@ -242,12 +238,17 @@ def analyse_command(
             raise UsageError(f"--only: expected names out of {', '.join(ANALYSIS_NAMES)}, got {name!r}")
     if conllu is None and "syntax" in (names or ()):
         raise UsageError("--only: syntax needs --conllu FILE")
-    with progress_for(sys.stderr) as progress, _signals_interrupt(progress):
-        found = analyse(run_folder, only=names, documents=documents, device=device, conllu=conllu, progress=progress)
-    there = len(found.results)
-    typer.echo(f"{run_folder}: {plural(there, 'result')} under {run_folder / 'analyses'}")
-    for name, why in found.refused.items():
-        typer.echo(f"{name} is not to be had of this run: {why}")
+    with progress_for(sys.stderr) as progress:
+        try:
+            with signals_interrupt(progress):
+                found = analyse(
+                    run_folder, only=names, documents=documents, device=device, conllu=conllu, progress=progress
+                )
+        except KeyboardInterrupt:
+            progress.message(f"{run_folder}: stopped; finished analyses are kept, the same command does the rest")
+            raise
+    refused = f"; not to be had: {', '.join(found.refused)}" if found.refused else ""
+    typer.echo(f"{run_folder}: {plural(len(found.results), 'result')} under {run_folder / 'analyses'}{refused}")
     return 1 if names and not found.results else 0
 
 
@@ -329,44 +330,13 @@ def _scan(
     place = find_place()
     with progress_for(sys.stderr, f"worker {place.rank} of {place.size}" if place.launched else "") as progress:
         try:
-            with _signals_interrupt(progress):
+            with signals_interrupt(progress):
                 return scan(
                     model, corpus, output, spec=spec, corpus_options=corpus_options, options=options, progress=progress
                 )
         except KeyboardInterrupt:
             progress.message(f"{output}: stopped; finished shards are kept, the same command goes on from there")
             raise
-
-
-@contextlib.contextmanager
-def _signals_interrupt(progress: Progress) -> Iterator[None]:
-    """What launchers and batch systems send to end a process ends the step in progress first, as Ctrl-C does."""
-
-    def interrupt(number: int, _: object) -> None:
-        progress.interrupted = True
-        if number == signal.SIGTERM:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-        raise KeyboardInterrupt
-
-    def unraisable(unraised: sys.UnraisableHookArgs) -> None:
-        # Raised inside a finaliser it is lost; the next step ends the scan then, and there is nothing to be told.
-        if not (progress.interrupted and isinstance(unraised.exc_value, KeyboardInterrupt)):
-            hook(unraised)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    hook, sys.unraisablehook = sys.unraisablehook, unraisable
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number, handler in before.items():
-        if number == signal.SIGTERM or handler is signal.default_int_handler:  # in the background it is ignored
-            signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        sys.unraisablehook = hook
 
 
 def _summary(finished: Run) -> None:

@@ -104,6 +104,11 @@ class LayerSelection:
             raise ValueError(f"layers: {wrong[0]!r} made no attention call; {_listed(self._executed)}")
 
 
+def is_backward_running() -> bool:
+    """Whether torch's autograd runs this code: a forward in it is one that activation checkpointing runs once more."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 def module_of(call: str) -> str:
     """The name of the module that made a call, without the number ("#1") or the kind (":cross") of the call."""
     return re.split("[#:]", call)[0]
@@ -119,13 +124,19 @@ class Steps:
     def __init__(self, every: int) -> None:
         self._every = _count("every", every)
         self._begun = 0
+        self._newest_skips = False
         self._lock = threading.Lock()  # several threads may run the model
         self._of_thread = threading.local()
 
     @property
     def wanted(self) -> bool:
-        """Whether the forward that this thread runs is wanted; what runs outside any is."""
-        return self._every == 1 or not getattr(self._of_thread, "skips", False)
+        """Whether the forward that this thread runs is wanted; what runs outside any is.
+
+        What activation checkpointing runs once more is taken for a part of the newest forward.
+        """
+        if self._every == 1:
+            return True
+        return not (self._newest_skips if is_backward_running() else getattr(self._of_thread, "skips", False))
 
     def follow(self, undo: ExitStack, model: nn.Module) -> None:
         """Count the forwards of a model until `undo`."""
@@ -141,7 +152,7 @@ class Steps:
                 "gave"
             )
         with self._lock:
-            self._of_thread.skips = self._begun % self._every != 0
+            self._of_thread.skips = self._newest_skips = self._begun % self._every != 0
             self._begun += 1
 
     def _end(self, _model: nn.Module, _args: Any, _result: Any) -> None:

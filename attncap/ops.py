@@ -1,21 +1,24 @@
-"""The torch operators attncap::attention and attncap::attention_varlen.
+"""The torch operators attncap::attention and attncap::attention_varlen, and their backwards.
 
 Statistics are outputs, never side effects, so that torch.compile keeps them: each operator gives [out, *statistics
-that were asked for, in the order of HeadStats]. Launchers are imported when an operator first runs.
+that were asked for, in the order of HeadStats]. Its lse is that of every row; what `query_mask` leaves out is hidden
+from the user when the operator has run. A backward gives the gradients of the inputs named in `wanted`, from the
+derivatives of the outputs named in `arrived`. Launchers are imported when an operator first runs.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attncap.types import STATISTIC_NAMES, HeadStats, StatSpec, UnsupportedError
-from attncap.validation import Call, Extras, Options
+from attncap import autograd
+from attncap.types import STATISTIC_NAMES, HeadStats, StatSpec
+from attncap.validation import Call, Extras, Gradients, Options, Upstream
 
 # The numbers of StatSpec (diagonal None as -1) and of Options, in the order of their fields.
 _NUMBERS = (
@@ -24,16 +27,19 @@ _NUMBERS = (
 )
 _EXTRAS = "Tensor? sink_logits, Tensor? query_mask, Tensor? query_tags, Tensor? key_tags, Tensor? key_features"
 
-torch.library.define(
-    "attncap::attention",
-    f"(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, {_EXTRAS}, {_NUMBERS}, "
-    f"SymInt query_offset, str impl) -> Tensor[]",
+_DENSE = (
+    f"Tensor query, Tensor key, Tensor value, Tensor? attn_mask, {_EXTRAS}, {_NUMBERS}, SymInt query_offset, str impl"
 )
-torch.library.define(
-    "attncap::attention_varlen",
-    f"(Tensor query, Tensor key, Tensor value, int[] bounds_q, int[] bounds_k, {_EXTRAS}, {_NUMBERS}, "
-    f"int? query_offset, str impl) -> Tensor[]",
+_PACKED = (
+    f"Tensor query, Tensor key, Tensor value, int[] bounds_q, int[] bounds_k, {_EXTRAS}, {_NUMBERS}, "
+    "int? query_offset, str impl"
 )
+_BACKWARD = "Tensor[] outputs, Tensor[] upstream, str[] arrived, str[] wanted"
+
+torch.library.define("attncap::attention", f"({_DENSE}) -> Tensor[]")
+torch.library.define("attncap::attention_varlen", f"({_PACKED}) -> Tensor[]")
+torch.library.define("attncap::attention_backward", f"({_DENSE}, {_BACKWARD}) -> Tensor[]")
+torch.library.define("attncap::attention_varlen_backward", f"({_PACKED}, {_BACKWARD}) -> Tensor[]")
 
 _SPEC_FIELDS = tuple(field.name for field in fields(StatSpec))
 
@@ -43,7 +49,7 @@ def attention(
 ) -> tuple[Tensor, HeadStats]:
     """Run attncap::attention on checked arguments, served by `impl`."""
     offset = key.shape[2] - query.shape[2] if options.query_offset is None else options.query_offset
-    outputs = torch.ops.attncap.attention(
+    outputs = _run_dense(
         query, key, value, extras.attn_mask, *_optional(extras), *_numbers(spec, options), offset, impl
     )
     return _unpack(outputs, spec, extras)
@@ -61,10 +67,32 @@ def attention_varlen(
     impl: str,
 ) -> tuple[Tensor, HeadStats]:
     """Run attncap::attention_varlen on checked arguments, served by `impl`."""
-    outputs = torch.ops.attncap.attention_varlen(
+    outputs = _run_packed(
         query, key, value, bounds_q, bounds_k, *_optional(extras), *_numbers(spec, options), options.query_offset, impl
     )
     return _unpack(outputs, spec, extras)
+
+
+def backward_of_out(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    options: Options,
+    extras: Extras,
+    impl: str,
+    out: Tensor,
+    lse: Tensor,
+    derivative: Tensor,
+    wanted: list[str],
+) -> list[Tensor]:
+    """Run attncap::attention_backward where the loss depends on `out` alone: the gradients of inputs `wanted`."""
+    offset = key.shape[2] - query.shape[2] if options.query_offset is None else options.query_offset
+    numbers = _numbers(StatSpec.none(), options)
+    found: list[Tensor] = torch.ops.attncap.attention_backward(
+        query, key, value, extras.attn_mask, *_optional(extras), *numbers, offset, impl,
+        [out, lse], [derivative], ["out"], wanted,
+    )  # fmt: skip
+    return found
 
 
 def _numbers(spec: StatSpec, options: Options) -> tuple[object, ...]:
@@ -123,10 +151,15 @@ def _pack(out: Tensor, stats: HeadStats) -> list[Tensor]:
     return [out, *(tensor for _, tensor in stats.items())]
 
 
-def _unpack(outputs: Sequence[Tensor], spec: StatSpec, extras: Extras) -> tuple[Tensor, HeadStats]:
+def _statistics(spec: StatSpec, extras: Extras) -> list[str]:
+    """Names of the statistics asked for, in the order of an operator's outputs."""
     asked = _shapes(spec, extras, (), ())
-    names = (name for name in STATISTIC_NAMES if name in asked)
-    return outputs[0], HeadStats(**dict(zip(names, outputs[1:], strict=True)))
+    return [name for name in STATISTIC_NAMES if name in asked]
+
+
+def _unpack(outputs: Sequence[Tensor], spec: StatSpec, extras: Extras) -> tuple[Tensor, HeadStats]:
+    # Where the loss depends on `out` alone a backward is given lse and no other statistic.
+    return outputs[0], HeadStats(**dict(zip(_statistics(spec, extras), outputs[1:], strict=False)))
 
 
 def _dense_outputs(
@@ -157,13 +190,46 @@ def _launch(impl: str, call: Call, out: Tensor, stats: HeadStats) -> None:
         cpu.attention(call, out, stats)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> list[Tensor]:
+def _launch_backward(
+    impl: str, call: Call, out: Tensor, stats: HeadStats, upstream: Upstream, gradients: Gradients
+) -> None:
+    """Fill `gradients` for a call that `impl` computed; none has kernels for it yet."""
+    from attncap import gradients as in_torch
+
+    in_torch.attention(call, out, stats, upstream, gradients)
+
+
+def _dense_call(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> tuple[Call, str]:
     spec, options, extras, impl = _arguments(attn_mask, rest)
-    out, stats = _dense_outputs(query, key, value, spec, extras)
     assert options.query_offset is not None
-    shape = (query.shape[2], 0, key.shape[2], options.query_offset)
-    sequences = [(batch, 0, *shape) for batch in range(query.shape[0])]
-    _launch(impl, Call(query, key, value, spec, options, extras, sequences, packed=False), out, stats)
+    rows, keys = query.shape[2], key.shape[2]
+    if attn_mask is not None:
+        extras = replace(extras, attn_mask=attn_mask.expand(*query.shape[:3], keys))
+    sequences = [(batch, 0, rows, 0, keys, options.query_offset) for batch in range(query.shape[0])]
+    return Call(query, key, value, spec, options, extras, sequences, packed=False), impl
+
+
+def _packed_call(
+    query: Tensor, key: Tensor, value: Tensor, bounds_q: list[int], bounds_k: list[int], *rest: Any
+) -> tuple[Call, str]:
+    spec, options, extras, impl = _arguments(None, rest)
+    sequences = []
+    for q0, q1, k0, k1 in zip(bounds_q[:-1], bounds_q[1:], bounds_k[:-1], bounds_k[1:], strict=True):
+        offset = (k1 - k0) - (q1 - q0) if options.query_offset is None else options.query_offset
+        sequences.append((0, q0, q1 - q0, k0, k1 - k0, offset))
+    query, key, value = _as_batch(query), _as_batch(key), _as_batch(value)
+    return Call(query, key, value, spec, options, extras, sequences, packed=True), impl
+
+
+def _as_batch(packed: Tensor) -> Tensor:
+    """(rows, H, D) as kernels see it: one batch entry whose sequences start at different rows."""
+    return packed.transpose(0, 1)[None]
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> list[Tensor]:
+    call, impl = _dense_call(query, key, value, *rest)
+    out, stats = _dense_outputs(query, key, value, call.spec, call.extras)
+    _launch(impl, call, out, stats)
     return _pack(out, stats)
 
 
@@ -173,19 +239,10 @@ def _attention_fake(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor
     return _pack(*_dense_outputs(query, key, value, spec, extras))
 
 
-def _attention_varlen(
-    query: Tensor, key: Tensor, value: Tensor, bounds_q: list[int], bounds_k: list[int], *rest: Any
-) -> list[Tensor]:
-    spec, options, extras, impl = _arguments(None, rest)
-    out, stats = _packed_outputs(query, key, value, spec, extras)
-    sequences = []
-    for q0, q1, k0, k1 in zip(bounds_q[:-1], bounds_q[1:], bounds_k[:-1], bounds_k[1:], strict=True):
-        offset = (k1 - k0) - (q1 - q0) if options.query_offset is None else options.query_offset
-        sequences.append((0, q0, q1 - q0, k0, k1 - k0, offset))
-    # The kernel sees packed tensors as one batch whose sequences start at different rows.
-    batched = HeadStats(**{name: tensor[None] for name, tensor in stats.items()})
-    query, key, value, out4 = (tensor.transpose(0, 1)[None] for tensor in (query, key, value, out))
-    _launch(impl, Call(query, key, value, spec, options, extras, sequences, packed=True), out4, batched)
+def _attention_varlen(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> list[Tensor]:
+    call, impl = _packed_call(query, key, value, *rest)
+    out, stats = _packed_outputs(query, key, value, call.spec, call.extras)
+    _launch(impl, call, _as_batch(out), HeadStats(**{name: tensor[None] for name, tensor in stats.items()}))
     return _pack(out, stats)
 
 
@@ -195,6 +252,47 @@ def _attention_varlen_fake(
 ) -> list[Tensor]:
     spec, _, extras, _ = _arguments(None, rest)
     return _pack(*_packed_outputs(query, key, value, spec, extras))
+
+
+# The arguments that have gradients, at their places in the two schemas.
+_DIFFERENTIABLE = {"query": 0, "key": 1, "value": 2, "attn_mask": 3, "sink_logits": 4, "key_features": 8}
+_DIFFERENTIABLE_PACKED = {"query": 0, "key": 1, "value": 2, "sink_logits": 5, "key_features": 9}
+
+
+def _attention_backward(*arguments: Any) -> list[Tensor]:
+    *inputs, outputs, upstream, arrived, wanted = arguments
+    call, impl = _dense_call(*inputs)
+    out, stats = _unpack(outputs, call.spec, call.extras)
+    found = _zeros(inputs, wanted, _DIFFERENTIABLE)
+    _launch_backward(impl, call, out, stats, Upstream(**dict(zip(arrived, upstream, strict=True))), Gradients(**found))
+    return list(found.values())
+
+
+def _attention_varlen_backward(*arguments: Any) -> list[Tensor]:
+    *inputs, outputs, upstream, arrived, wanted = arguments
+    call, impl = _packed_call(*inputs)
+    out, stats = _unpack(outputs, call.spec, call.extras)
+    stats = HeadStats(**{name: tensor[None] for name, tensor in stats.items()})
+    given = dict(zip(arrived, upstream, strict=True))
+    seen = {name: _as_batch(tensor) if name == "out" else tensor[None] for name, tensor in given.items()}
+    found = _zeros(inputs, wanted, _DIFFERENTIABLE_PACKED)
+    views = {name: _as_batch(tensor) if name in ("query", "key", "value") else tensor for name, tensor in found.items()}
+    _launch_backward(impl, call, _as_batch(out), stats, Upstream(**seen), Gradients(**views))
+    return list(found.values())
+
+
+def _zeros(inputs: Sequence[Any], wanted: Sequence[str], places: dict[str, int]) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(inputs[places[name]]) for name in wanted}
+
+
+@torch.library.register_fake("attncap::attention_backward")  # type: ignore[untyped-decorator]
+def _attention_backward_fake(*arguments: Any) -> list[Tensor]:
+    return list(_zeros(arguments, arguments[-1], _DIFFERENTIABLE).values())
+
+
+@torch.library.register_fake("attncap::attention_varlen_backward")  # type: ignore[untyped-decorator]
+def _attention_varlen_backward_fake(*arguments: Any) -> list[Tensor]:
+    return list(_zeros(arguments, arguments[-1], _DIFFERENTIABLE_PACKED).values())
 
 
 def _arguments(attn_mask: Tensor | None, rest: tuple[Any, ...]) -> tuple[StatSpec, Options, Extras, str]:
@@ -210,10 +308,22 @@ def _arguments(attn_mask: Tensor | None, rest: tuple[Any, ...]) -> tuple[StatSpe
     )
 
 
-def _no_gradient(_context: Any, *_gradients: Any) -> None:
-    raise UnsupportedError("attncap's operators have no gradients yet; call them under torch.no_grad()")
+def _output_names(first: int) -> Callable[[Sequence[Any]], Sequence[str]]:
+    """Of the arguments of an operator whose optional tensors stand from `first` on."""
+
+    def names(arguments: Sequence[Any]) -> Sequence[str]:
+        spec, _, extras, _ = _arguments(None, tuple(arguments[first:]))
+        return ("out", *_statistics(spec, extras))
+
+    return names
 
 
-for _name, _kernel in (("attncap::attention", _attention), ("attncap::attention_varlen", _attention_varlen)):
-    torch.library.impl(_name, ("cpu", "cuda"), _kernel)
-    torch.library.register_autograd(_name, _no_gradient)
+torch.library.impl("attncap::attention", ("cpu", "cuda"), _attention)
+torch.library.impl("attncap::attention_varlen", ("cpu", "cuda"), _attention_varlen)
+torch.library.impl("attncap::attention_backward", "CompositeExplicitAutograd", _attention_backward)
+torch.library.impl("attncap::attention_varlen_backward", "CompositeExplicitAutograd", _attention_varlen_backward)
+
+_run_dense = autograd.register("attention", _DIFFERENTIABLE, _output_names(_DIFFERENTIABLE["sink_logits"]))
+_run_packed = autograd.register(
+    "attention_varlen", _DIFFERENTIABLE_PACKED, _output_names(_DIFFERENTIABLE_PACKED["sink_logits"])
+)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -177,3 +180,34 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@contextlib.contextmanager
+def signals_interrupt(progress: Progress) -> Iterator[None]:
+    """What launchers and batch systems send to end a process ends the step in progress first, as Ctrl-C does."""
+
+    def interrupt(number: int, _: object) -> None:
+        progress.interrupted = True
+        if number == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise KeyboardInterrupt
+
+    def unraisable(unraised: sys.UnraisableHookArgs) -> None:
+        # Raised inside a finaliser it is lost; the next step ends the scan then, and there is nothing to be told.
+        if not (progress.interrupted and isinstance(unraised.exc_value, KeyboardInterrupt)):
+            hook(unraised)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, handler in before.items():
+        if number == signal.SIGTERM or handler is signal.default_int_handler:  # in the background it is ignored
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = hook

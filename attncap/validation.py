@@ -40,7 +40,7 @@ class Options:
 class Extras:
     """The optional tensors of a call."""
 
-    attn_mask: Tensor | None = None  # seen through an expanded view: (B, H, Q, K), stride 0 where broadcast
+    attn_mask: Tensor | None = None  # four dimensions that broadcast to (B, H, Q, K)
     sink_logits: Tensor | None = None  # (H,)
     query_mask: Tensor | None = None  # (B, Q) bool
     query_tags: Tensor | None = None  # (T, B, Q) int64
@@ -54,7 +54,10 @@ Span = tuple[int, int, int, int, int, int]
 
 @dataclass(frozen=True)
 class Call:
-    """One checked call as launchers take it, its tensors seen as (B, H, N, .) whether sequences are packed or not."""
+    """One checked call as launchers take it, its tensors seen as (B, H, N, .) whether sequences are packed or not.
+
+    The mask is seen through an expanded view: (B, H, Q, K), stride 0 where it is broadcast.
+    """
 
     query: Tensor  # (B, H, Q, D), any strides; packed sequences as one batch entry
     key: Tensor  # (B, G, K, D)
@@ -64,6 +67,45 @@ class Call:
     extras: Extras
     sequences: list[Span]  # one for each batch entry where they are not packed
     packed: bool
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """What the backward of a call is given: the loss's derivative by each of its outputs, None where it is zero.
+
+    Tensors as (B, H, N, .) like those of the call, any strides, 0 too. What stands in them for rows that see no key
+    counts as zero, and so does what stands for the statistics of rows that `query_mask` leaves out.
+    """
+
+    out: Tensor | None = None  # (B, H, Q, E) in the value's dtype; the others float32, float64 for float64 inputs
+    lse: Tensor | None = None  # (B, H, Q)
+    max_logit: Tensor | None = None  # (B, H, Q)
+    entropy: Tensor | None = None  # (B, H, Q)
+    collision: Tensor | None = None  # (B, H, Q)
+    sink_mass: Tensor | None = None  # (B, H, Q)
+    diagonal_mass: Tensor | None = None  # (B, H, Q)
+    distance: Tensor | None = None  # (B, H, Q)
+    null_mass: Tensor | None = None  # (B, H, Q)
+    offset_mass: Tensor | None = None  # (B, H, Q, O)
+    tag_mass: Tensor | None = None  # (B, H, Q, T)
+    feature_mass: Tensor | None = None  # (B, H, Q, F)
+    topk_prob: Tensor | None = None  # (B, H, Q, k)
+    received_mass: Tensor | None = None  # (B, H, K)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What a backward fills: tensors of zeros for the inputs whose gradients are wanted, None for the others.
+
+    Seen as the call's inputs are, in their dtypes: packed sequences as one batch entry.
+    """
+
+    query: Tensor | None = None  # (B, H, Q, D)
+    key: Tensor | None = None  # (B, G, K, D)
+    value: Tensor | None = None  # (B, G, K, E)
+    attn_mask: Tensor | None = None  # four dimensions, 1 where the mask is broadcast to (B, H, Q, K)
+    sink_logits: Tensor | None = None  # (H,)
+    key_features: Tensor | None = None  # (B, K, F)
 
 
 def check_options(*, causal: Any, scale: Any, window: Any, softcap: Any, query_offset: Any, head_dim: int) -> Options:
@@ -118,7 +160,7 @@ def check_qkv(query: Any, key: Any, value: Any, *, packed: bool = False) -> None
 
 
 def check_mask(attn_mask: Any, query: Tensor, key: Tensor) -> Tensor | None:
-    """A bool or floating mask broadcastable to (B, H, Q, K), as an expanded view (nothing is copied)."""
+    """A bool or floating mask broadcastable to (B, H, Q, K), seen with four dimensions (nothing is copied)."""
     if attn_mask is None:
         return None
     _dense("attn_mask", attn_mask)
@@ -129,7 +171,7 @@ def check_mask(attn_mask: Any, query: Tensor, key: Tensor) -> Tensor | None:
     sizes = (1,) * (4 - attn_mask.dim()) + tuple(attn_mask.shape)
     if attn_mask.dim() > 4 or any(size not in (1, target) for size, target in zip(sizes, full, strict=True)):
         raise ValueError(f"attn_mask: expected a shape broadcastable to {full}, got {_shape(attn_mask)}")
-    view: Tensor = attn_mask.expand(full)
+    view: Tensor = attn_mask.view(sizes) if attn_mask.dim() < 4 else attn_mask
     return view
 
 

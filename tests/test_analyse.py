@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,11 +110,12 @@ def test_every_analysis_of_a_model_without_a_head(bert_run: Path) -> None:
     assert results["similarity"].plane == ("x", "y")
     assert "40" not in results["mixing"].text
     assert results["mixing"].made_from["documents"] == len(batches)
+    assert "of importance with the share of the layer's output" in results["importance"].text
     assert "no language-modelling head" in results["importance"].text
     curve = results["pruning"]
     assert curve.kind == CURVE
     assert curve.data["removed"] == [0.0, 1.0, 2.0, 3.0, 4.0]
-    assert [values[0] for name, values in curve.data.items() if name != "removed"] == pytest.approx([0.0] * 5, abs=1e-6)
+    assert [values[0] for name, values in curve.data.items() if name != "removed"] == pytest.approx([0.0] * 6, abs=1e-6)
     assert len({round(values[-1], 9) for name, values in curve.data.items() if name != "removed"}) == 1
 
 
@@ -213,6 +216,7 @@ def test_another_model_or_corpus_than_was_scanned_is_refused(tmp_path: Path) -> 
     corpus.write_text(text + json.dumps({"text": "ba be"}) + "\n")
     with pytest.raises(RunMismatchError, match="made from another corpus"):
         analyse(run)
+    assert set(analyse(run, only=["circuits"]).results) == {"circuits"}  # for which no corpus is read
     corpus.write_text(text)
     tiny.save_model(tmp_path / "other", seed=1)
     (tmp_path / "model" / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
@@ -238,6 +242,19 @@ def test_the_command(host: tiny.CommandHost, bert_run: Path) -> None:
     assert "--only: expected names out of circuits" in host.log()
     code, _ = host.run(["report", bert_run])
     assert code == 0
+
+
+def test_a_killed_command_goes_on_after_what_it_finished(host: tiny.CommandHost, tmp_path: Path) -> None:
+    run = scanned(tmp_path, tiny.save_model(tmp_path / "model"), groups=True)
+    first = run / "analyses" / "circuits.parquet"
+    code, _ = host.run(["analyse", run, "--documents", "40"], signal=signal.SIGINT, after=first)
+    assert code in (0, 130)  # it may have been done by then
+    assert (code == 130) == ("finished analyses are kept" in host.log())
+    written = first.stat().st_mtime_ns
+    code, _ = host.run(["analyse", run, "--documents", "40"])
+    assert code == 0
+    assert first.stat().st_mtime_ns == written
+    assert set(read_results(run)) == RESULTS
 
 
 def test_a_run_with_analyses_is_still_finished(bert_run: Path) -> None:
@@ -267,3 +284,17 @@ def test_a_checkpoint_that_lacks_a_weight_is_the_same_model_each_time(tmp_path: 
     assert first.model.pooler is not None
     assert first.fingerprint == second.fingerprint
     assert torch.equal(torch.get_rng_state(), state)
+
+
+GUIDE = (Path(__file__).parent.parent / "docs" / "analyses.md").read_text(encoding="utf-8")
+
+
+def test_the_guide_names_every_analysis_and_its_example_runs(
+    bert_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert re.findall(r"^\| `(\w+)` \|", GUIDE, re.MULTILINE) == list(NAMES)
+    analyse(bert_run, only=["circuits"])
+    monkeypatch.chdir(bert_run.parent)
+    example = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)[0]
+    exec(compile(example, "docs/analyses.md", "exec"), {})
+    assert "Circuits heads ['copying', 'output_norm', 'ov_norm', 'qk_norm']" in capsys.readouterr().out

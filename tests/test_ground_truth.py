@@ -1,5 +1,9 @@
-"""What analyses say of a model that learned to go on with sequences that repeat: it takes a head that looks at the
-token before and, in the layer after it, heads that look at what followed their token (Olsson et al. 2022)."""
+"""What analyses say where the answer is known.
+
+A model that learned to go on with sequences that repeat takes a head that looks at the token before and, in the layer
+after it, heads that look at what followed their token (Olsson et al. 2022). Heads whose scores are written by hand have
+the role they were written for.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ from typing import Any
 import pyarrow
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from attncap import StatSpec, capture, tags
 from attncap.analysis import (
@@ -16,6 +21,7 @@ from attncap.analysis import (
     circuits,
     composition,
     detect_head,
+    find_patterns,
     find_roles,
     head_importance,
     output_weight,
@@ -110,3 +116,89 @@ def test_its_heads_share_the_output_of_their_layers(induction_model: Any) -> Non
     found = output_weight(induction_model, [tokens()])
     assert found.share.sum(1).tolist() == pytest.approx([1.0, 1.0])
     assert float(found.share.min()) > 0.1
+
+
+PLACES, TOKENS, SEPARATOR = 20, 10, 9
+WRITTEN = ("previous token", "next token", "self", "sink", "special tokens", "duplicate", "induction", "broadest")
+
+
+class Written(nn.Module):
+    """A head for each of `WRITTEN`, in a layer that sees ahead: a token shows its place, itself, the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        place, token = slice(0, PLACES), slice(PLACES, PLACES + TOKENS)
+        before = slice(token.stop, token.stop + TOKENS)
+        scores = torch.zeros(len(WRITTEN), before.stop, before.stop)
+        for name, shift in (("previous token", -1), ("next token", 1), ("self", 0)):
+            scores[WRITTEN.index(name), place, place] = torch.diag(torch.ones(PLACES - abs(shift)), shift)
+        scores[WRITTEN.index("sink"), place, 0] = 1
+        scores[WRITTEN.index("special tokens"), place, PLACES + SEPARATOR] = 1
+        scores[WRITTEN.index("duplicate"), token, token] = torch.eye(TOKENS)
+        scores[WRITTEN.index("duplicate"), place, place] = -torch.eye(PLACES)
+        scores[WRITTEN.index("induction"), token, before] = torch.eye(TOKENS)
+        scores[WRITTEN.index("induction"), place, place] = -torch.diag(torch.ones(PLACES - 1), 1)
+        self.scores = nn.Parameter(60 * scores, requires_grad=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        token = F.one_hot(input_ids, TOKENS)
+        before = F.pad(token[:, :-1], (0, 0, 1, 0))
+        place = torch.eye(PLACES).expand(len(input_ids), -1, -1)
+        features = torch.cat([place, token, before], -1).float()[:, None]
+        key = features.expand(-1, len(WRITTEN), -1, -1)
+        return F.scaled_dot_product_attention(features @ self.scores, key, key, scale=1.0)
+
+
+def written_texts() -> Tensor:
+    """Eight words, the same again, the separator, and the beginning of them once more."""
+    words = torch.stack([torch.randperm(8, generator=torch.Generator().manual_seed(seed)) for seed in range(6)])
+    return torch.cat([words, words, torch.full((6, 1), SEPARATOR), words[:, :3]], 1)
+
+
+def written_table() -> Any:
+    spec = StatSpec(offsets=(-1, 1), sink=1)
+    known = {
+        "induction": tags.induction,
+        "duplicate": tags.duplicate,
+        "special_tokens": tags.token_set([SEPARATOR]),
+    }
+    with torch.no_grad(), capture(Written(), spec, tags=known) as cap:
+        cap.model(written_texts())
+    return pyarrow.Table.from_pylist([vars(row) for row in cap.accumulator.rows()])
+
+
+def test_every_role_is_found_in_the_head_that_was_written_for_it() -> None:
+    found = find_roles(
+        written_table(), spec={"sink": 1, "diagonal": 0}, tags=("induction", "duplicate", "special_tokens")
+    )
+    roles = {result.role.name: result for result in found}
+    for number, name in enumerate(WRITTEN):
+        assert [head.head for head in roles[name].holders] == [number], name
+    for result in found:
+        rule, threshold = result.role.rule, result.role.threshold
+        assert threshold is not None
+        assert rule == f"{'>' if result.role.highest else '<'} {threshold:.2f}"
+        for head in result.ranked:
+            assert head.holds == (head.mean > threshold if result.role.highest else head.mean < threshold)
+    # All but the three that have a choice of several tokens, or of all, look at one.
+    several = {WRITTEN.index(name) for name in ("duplicate", "induction", "broadest")}
+    narrow = {head.head for head in roles["narrowest"].holders}
+    assert narrow >= set(range(len(WRITTEN))) - several
+    assert WRITTEN.index("broadest") not in narrow
+
+
+def test_positions_and_patterns_of_the_written_heads() -> None:
+    positional = {WRITTEN[head.head]: head for head in positional_heads(Written(), [written_texts()])}
+    assert [name for name, head in positional.items() if head.holds] == ["previous token", "next token", "self"]
+    assert [positional[name].offset for name in ("previous token", "next token", "self")] == [-1, 1, 0]
+    assert all(head.threshold == 0.9 for head in positional.values())
+    patterns = {WRITTEN[head.head]: head for head in find_patterns(written_table())}
+    assert {name: patterns[name].pattern for name in WRITTEN[:5]} == {
+        "previous token": "diagonal",
+        "next token": "diagonal",
+        "self": "diagonal",
+        "sink": "heterogeneous",  # the separator is the only special token
+        "special tokens": "vertical",
+    }
+    assert patterns["broadest"].pattern == "heterogeneous"
+    assert patterns["special tokens"].rule.startswith("vertical 1.00 > 0.50")

@@ -32,6 +32,11 @@ def test_opcheck_passes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         calls = record_calls(patch, "attention")
         attention(case.query, case.key, case.value, case.spec, impl="cpu", **case.kwargs)
     torch.library.opcheck(torch.ops.attncap.attention.default, calls[0])
+    differentiable = tuple(
+        one.detach().requires_grad_() if isinstance(one, Tensor) and one.is_floating_point() else one
+        for one in calls[0]
+    )
+    torch.library.opcheck(torch.ops.attncap.attention.default, differentiable)
 
 
 def test_opcheck_passes_on_packed_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +45,30 @@ def test_opcheck_passes_on_packed_sequences(monkeypatch: pytest.MonkeyPatch) -> 
         calls = record_calls(patch, "attention_varlen")
         attention_varlen(query, key, key, [0, 4, 9], [0, 5, 12], StatSpec.all(), impl="cpu")  # type: ignore[arg-type]
     torch.library.opcheck(torch.ops.attncap.attention_varlen.default, calls[0])
+    differentiable = (*(one.requires_grad_() for one in calls[0][:3]), *calls[0][3:])
+    torch.library.opcheck(torch.ops.attncap.attention_varlen.default, differentiable)
+
+
+@pytest.mark.parametrize("name", ["attention", "attention_varlen"])
+def test_opcheck_passes_on_backwards(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key = torch.randn(9, 4, 8, requires_grad=True), torch.randn(12, 2, 8, requires_grad=True)
+    with monkeypatch.context() as patch:
+        calls = record_calls(patch, f"{name}_backward")
+        if name == "attention":
+            batched = (one.transpose(0, 1)[None] for one in (query, key, key))
+            out, stats = attention(*batched, StatSpec.all(), impl="cpu")
+        else:
+            out, stats = attention_varlen(query, key, key, [0, 4, 9], [0, 5, 12], StatSpec.all(), impl="cpu")
+        assert stats.entropy is not None
+        torch.autograd.grad(out.sum() + stats.entropy.sum(), [query, key])
+    operator = getattr(torch.ops.attncap, f"{name}_backward").default
+    torch.library.opcheck(operator, tuple(_detached(one) for one in calls[0]))
+
+
+def _detached(argument: Any) -> Any:
+    if isinstance(argument, list):
+        return [_detached(one) for one in argument]
+    return argument.detach() if isinstance(argument, Tensor) else argument
 
 
 def test_the_fake_kernel_gives_the_real_shapes() -> None:
@@ -110,16 +139,18 @@ def test_torch_compile_takes_changing_numbers_and_packed_sequences() -> None:
 
 # torch.func itself imports parts of torch.jit that warn of their age.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-def test_no_derivative_is_silently_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forward_mode_is_refused_by_name() -> None:
     query = torch.randn(1, 1, 3, 4)
-    with pytest.raises((NotImplementedError, RuntimeError)):
+    with pytest.raises(NotImplementedError, match="query: carries a forward-mode tangent"):
         torch.func.jvp(lambda x: attention(x, x, x, impl="cpu")[0], (query,), (query,))
-    with monkeypatch.context() as patch:
-        calls = record_calls(patch, "attention")
-        attention(query, query, query, impl="cpu")
-    outputs = torch.ops.attncap.attention.default(query.requires_grad_(), *calls[0][1:])
-    with pytest.raises(NotImplementedError, match="no gradients yet"):
-        outputs[0].sum().backward()
+
+
+def test_second_derivatives_are_refused_by_name() -> None:
+    query = torch.randn(1, 1, 3, 4, requires_grad=True)
+    out, _ = attention(query, query, query, impl="cpu")
+    (gradient,) = torch.autograd.grad(out.square().sum(), query, create_graph=True)
+    with pytest.raises(NotImplementedError, match="cannot be differentiated again"):
+        gradient.sum().backward()
 
 
 def test_statistics_are_a_tree_of_tensors() -> None:

@@ -27,6 +27,8 @@ class Sink(Protocol):
     """What an adapter tells about the calls it sees."""
 
     spec: StatSpec
+    differentiable: bool
+    """Whether torch's autograd is to find its way through the statistics too."""
 
     def selects(self, module: str) -> bool:
         """Whether the statistics of this module are wanted."""
@@ -53,6 +55,9 @@ class Sink(Protocol):
         Args:
             width: of the output of one head.
         """
+
+    def record_gradient(self, module: str, call: ServedCall, out: Tensor, derivative: Tensor) -> None:
+        """Take what the backward of one call knows: its out and the loss's derivative by it, (B, H, Q, E)."""
 
     def watch(self, module: str, call: ServedCall, out: Tensor, stats: HeadStats) -> None:
         """See the tensors of a call that was recorded; out (B, H, Q, E)."""

@@ -56,6 +56,7 @@ class _Noting:
         self._sink = sink
         self._plain = plain
         self.spec: StatSpec = sink.spec
+        self.differentiable = sink.differentiable
 
     def selects(self, module: str) -> bool:
         """See `Sink`; asked once per call, before it is computed."""
@@ -83,6 +84,10 @@ class _Noting:
     ) -> None:
         """See `Sink`."""
         self._sink.record(module, stats, annotations, seen_keys, key_mask, phase, width=width)
+
+    def record_gradient(self, module: str, call: ServedCall, out: Tensor, derivative: Tensor) -> None:
+        """See `Sink`."""
+        self._sink.record_gradient(module, call, out, derivative)
 
     def watch(self, module: str, call: ServedCall, out: Tensor, stats: HeadStats) -> None:
         """See `Sink`."""

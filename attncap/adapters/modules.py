@@ -21,12 +21,13 @@ from attncap.adapters.compiled import room_to_compile
 from attncap.adapters.fastpath import follow_padded_rows
 from attncap.adapters.frames import Frame, Frames, cached_keys, padding_of_rows
 from attncap.adapters.intercept import Interception
-from attncap.adapters.served import ServedCall, call_in_graph, computed, fitting, number_of, tokens_of_mask
-from attncap.api import attention, refuse_grad
+from attncap.adapters.operator import number_of, served
+from attncap.adapters.served import ServedCall, computed, fitting, tokens_of_mask
+from attncap.api import attention
+from attncap.layers import is_backward_running
 from attncap.mha import HeadsCall, multi_head_attention, weights_of
 from attncap.sdpa import attend_of_thread, recording, sdpa_by
 from attncap.types import StatSpec, UnsupportedError
-from attncap.validation import Extras
 
 _HAND_WRITTEN = "multiplies a softmax itself, where F.scaled_dot_product_attention would be seen"
 _SILENT = "ran without an attention call that can be seen"
@@ -119,8 +120,10 @@ class ModuleAdapter:
             frame.annotations = self._sink.annotate(arguments)
         if not any(one.cached for one in running):
             frame.cached = 0 if torch.compiler.is_compiling() else cached_keys(arguments)
-        # Modes belong to a thread: a forward in another one than the capture's gets its own.
-        if outermost and not torch.compiler.is_compiling() and not getattr(self._threads, "serving", False):
+        # Modes belong to a thread, and a backward runs without them: a forward in another thread than the capture's
+        # gets its own, and so does what activation checkpointing runs once more.
+        serving = getattr(self._threads, "serving", False) and not is_backward_running()
+        if outermost and not torch.compiler.is_compiling() and not serving:
             self._threads.visit = ExitStack()
             self._threads.visit.enter_context(self._serving())
 
@@ -236,7 +239,6 @@ class ModuleAdapter:
         """See `attncap.sdpa.Attend`: query (B,H,Q,D), key and value (B,G,K,D)."""
         running = self._frames.running
         frame = running[-1]
-        refuse_grad(query, key, value, Extras(attn_mask=attn_mask))
         if not self._selects(frame):
             spec = StatSpec.none()
             out, _ = attention(query, key, value, spec, attn_mask=attn_mask, causal=causal, scale=scale, query_offset=0)
@@ -267,7 +269,9 @@ class ModuleAdapter:
             query_offset=0 if causal or crosses else cached,
             phase=DECODE if cached and rows == 1 else PREFILL,
         )
-        return call_in_graph(self._number, call) if torch.compiler.is_compiling() else self.serve(call)
+        assert self._sink is not None
+        with torch._C.DisableTorchFunction():
+            return served(self, self._number, call, differentiable=self._sink.differentiable)
 
     def _attend_heads(self, call: HeadsCall) -> tuple[Tensor, None]:
         crosses = call.crosses
@@ -284,18 +288,26 @@ class ModuleAdapter:
         )
         return out, None
 
-    def serve(self, call: ServedCall) -> Tensor:
-        """See `served.Server`."""
+    def serve(self, call: ServedCall) -> tuple[Tensor, Tensor]:
+        """See `operator.Server`."""
         assert self._sink is not None
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            out, record = computed(call, self._sink)
-            with self._lock:
-                self._calls += 1
-                name = call.name
-                if self._crosses.setdefault(name, call.crosses) != call.crosses:
-                    name += ":cross" if call.crosses else ":self"
-            record(name)
-        return out.contiguous()
+        out, lse, record = computed(call, self._sink)
+        with self._lock:
+            self._calls += 1
+            name = self._name_of(call)
+        record(name)
+        return out.contiguous(), lse
+
+    def saw_gradient(self, call: ServedCall, out: Tensor, derivative: Tensor) -> None:
+        """See `operator.Server`."""
+        assert self._sink is not None
+        self._sink.record_gradient(self._name_of(call), call, out, derivative)
+
+    def _name_of(self, call: ServedCall) -> str:
+        """A module whose calls of one number are now of one kind, now of the other, has both apart."""
+        if self._crosses.setdefault(call.name, call.crosses) == call.crosses:
+            return call.name
+        return f"{call.name}:cross" if call.crosses else f"{call.name}:self"
 
 
 def _refuse_dropout(frame: Frame, dropout: float) -> None:

@@ -1,22 +1,23 @@
-"""One attention call of a plain module that a capture serves, by itself or inside a compiled graph.
+"""One attention call that a capture serves, and what is known of its tokens.
 
 T tags  F feature columns  B batch  H query heads  G key/value heads  Q query rows  K keys  D head dimension
 """
 
 from __future__ import annotations
 
-import itertools
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from attncap.adapters import PREFILL, Sink
 from attncap.annotations import Annotations
-from attncap.api import attention
+from attncap.api import run
+from attncap.dispatch import choose
+from attncap.layers import is_backward_running
+from attncap.types import StatSpec
+from attncap.validation import Options, check_extras, check_options, check_qkv
 
 
 @dataclass(frozen=True)
@@ -41,129 +42,51 @@ class ServedCall:
     seen_keys: Tensor | None = None  # as `accumulate.counted_rows` takes them; None to count them in the mask
     phase: str = PREFILL
 
-
-class Server(Protocol):
-    """Who computes served calls and takes their statistics."""
-
-    def serve(self, call: ServedCall) -> Tensor:
-        """Out (B, H, Q, E), contiguous."""
-
-
-# A graph names its server by number: operators take no other Python objects.
-_servers: weakref.WeakValueDictionary[int, Server] = weakref.WeakValueDictionary()
-_numbers = itertools.count()
-
-torch.library.define(
-    "attncap::served",
-    "(int server, str name, bool crosses, Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool causal, "
-    "float? scale, Tensor? query_mask, Tensor? key_mask, str[] tag_names, Tensor? query_tags, Tensor? key_tags, "
-    "str[] feature_names, Tensor? key_features, SymInt query_offset, float? softcap, Tensor? sink_logits, str phase) "
-    "-> Tensor",
-)
+    @property
+    def options(self) -> Options:
+        """The numbers of the call."""
+        return check_options(
+            causal=self.causal,
+            scale=self.scale,
+            window=self.window,
+            softcap=self.softcap,
+            query_offset=self.query_offset,
+            head_dim=self.query.shape[-1],
+        )
 
 
-def number_of(server: Server) -> int:
-    """A number by which compiled graphs find a server, as long as it is there."""
-    number = next(_numbers)
-    _servers[number] = server
-    return number
+def computed(call: ServedCall, sink: Sink) -> tuple[Tensor, Tensor, Callable[[str], None]]:
+    """(out, lse of every row, what gives the statistics to the sink under a name) of a call.
 
-
-def call_in_graph(number: int, call: ServedCall) -> Tensor:
-    """Have a compiled graph serve a call whenever it runs: one operator, whose effect is that of `Server.serve`."""
-    notes = call.annotations
-    result: Tensor = torch.ops.attncap.served(
-        number,
-        call.name,
-        call.crosses,
+    Where activation checkpointing runs the call once more it has been counted; no statistics are made, unless torch's
+    autograd knows of them.
+    """
+    counts, notes = not is_backward_running(), call.annotations
+    once_more = not counts and not sink.differentiable
+    extras = check_extras(
         call.query,
         call.key,
-        call.value,
-        call.attn_mask,
-        call.causal,
-        call.scale,
-        call.query_mask,
-        call.key_mask,
-        list(notes.tag_names),
-        notes.query_tags,
-        notes.key_tags,
-        list(notes.feature_names),
-        notes.key_features,
-        call.query_offset,
-        call.softcap,
-        call.sink_logits,
-        call.phase,
-    )
-    return result
-
-
-@torch.library.impl("attncap::served", "CompositeExplicitAutograd")
-def _served(
-    number: int,
-    name: str,
-    crosses: bool,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    causal: bool,
-    scale: float | None,
-    query_mask: Tensor | None,
-    key_mask: Tensor | None,
-    tag_names: list[str],
-    query_tags: Tensor | None,
-    key_tags: Tensor | None,
-    feature_names: list[str],
-    key_features: Tensor | None,
-    query_offset: int,
-    softcap: float | None,
-    sink_logits: Tensor | None,
-    phase: str,
-) -> Tensor:
-    annotations = Annotations(tuple(tag_names), query_tags, key_tags, tuple(feature_names), key_features)
-    call = ServedCall(
-        name, crosses, query, key, value, attn_mask, causal, scale, query_mask, key_mask, annotations, query_offset,
-        softcap=softcap, sink_logits=sink_logits, phase=phase,
-    )  # fmt: skip
-    return _servers[number].serve(call)
-
-
-@torch.library.register_fake("attncap::served")  # type: ignore[untyped-decorator]
-def _served_shape(
-    _number: int, _name: str, _crosses: bool, query: Tensor, _key: Tensor, value: Tensor, *_: object
-) -> Tensor:
-    return value.new_empty(*query.shape[:3], value.shape[-1])
-
-
-def computed(call: ServedCall, sink: Sink) -> tuple[Tensor, Callable[[str], None]]:
-    """(out, what gives the statistics to the sink under a name) of a call."""
-    notes = call.annotations
-    out, stats = attention(
-        call.query,
-        call.key,
-        call.value,
-        sink.spec,
         attn_mask=call.attn_mask,
-        causal=call.causal,
-        scale=call.scale,
-        window=call.window,
-        softcap=call.softcap,
         sink_logits=call.sink_logits,
-        query_offset=call.query_offset,
-        query_mask=sink.counted(call.query_mask, call.query),
-        query_tags=notes.query_tags,
-        key_tags=notes.key_tags,
-        key_features=notes.key_features,
+        query_mask=None if once_more else sink.counted(call.query_mask, call.query),
+        query_tags=None if once_more else notes.query_tags,
+        key_tags=None if once_more else notes.key_tags,
+        key_features=None if once_more else notes.key_features,
     )
+    check_qkv(call.query, call.key, call.value)
+    spec = StatSpec.none() if once_more else sink.spec
+    impl = choose("auto", call.query, call.value)
+    out, stats, lse = run(call.query, call.key, call.value, spec, call.options, extras, impl)
     seen = call.seen_keys
     if seen is None:
         seen = keys_seen(call.attn_mask, causal=call.causal, query=call.query, key=call.key)
 
     def record(name: str) -> None:
-        sink.record(name, stats, notes, seen, call.key_mask, call.phase, width=call.value.shape[-1])
-        sink.watch(name, call, out, stats)
+        if counts:
+            sink.record(name, stats, notes, seen, call.key_mask, call.phase, width=call.value.shape[-1])
+            sink.watch(name, call, out, stats)
 
-    return out, record
+    return out, lse, record
 
 
 def fitting(annotations: Annotations | None, name: str, query: Tensor, key: Tensor) -> Annotations:

@@ -24,11 +24,10 @@ from attncap.adapters.delegate import delegate, eager_parameters
 from attncap.adapters.frames import Signature, cached_keys
 from attncap.adapters.inspection import calls_the_registry, configurations
 from attncap.adapters.masks import LazyMask, MaskTerms, only_keys, terms_of, whole_mask
-from attncap.adapters.served import ServedCall, call_in_graph, computed, fitting, number_of
+from attncap.adapters.operator import number_of, served
+from attncap.adapters.served import ServedCall, computed, fitting
 from attncap.annotations import Annotations
-from attncap.api import refuse_grad
 from attncap.types import UnsupportedError
-from attncap.validation import Extras
 
 # Names that hold "flash", "sdpa" or "flex_attention", or a slash, mean something to Transformers.
 _NAME = "attncap"
@@ -227,19 +226,20 @@ class TransformersAdapter:
             seen_keys=terms.seen_keys,
             phase=DECODE if running.cached and query.shape[2] == 1 else PREFILL,
         )
-        if torch.compiler.is_compiling():
-            refuse_grad(query, key, value, Extras(attn_mask=call.attn_mask, sink_logits=s_aux))
-            out = call_in_graph(self._number, call)
-        else:
-            out = self.serve(call)
+        out = served(self, self._number, call, differentiable=self._sink.differentiable)
         return out.transpose(1, 2).contiguous(), None
 
-    def serve(self, call: ServedCall) -> Tensor:
-        """See `served.Server`."""
+    def serve(self, call: ServedCall) -> tuple[Tensor, Tensor]:
+        """See `operator.Server`."""
         assert self._sink is not None
-        out, record = computed(call, self._sink)
+        out, lse, record = computed(call, self._sink)
         record(call.name)
-        return out
+        return out.contiguous(), lse
+
+    def saw_gradient(self, call: ServedCall, out: Tensor, derivative: Tensor) -> None:
+        """See `operator.Server`."""
+        assert self._sink is not None
+        self._sink.record_gradient(call.name, call, out, derivative)
 
     def _previous_of(self, module: nn.Module) -> str:
         """The implementation that a module would use without the capture."""

@@ -22,7 +22,7 @@ from attncap.analysis.syntax import dependency_accuracy, read_conllu, word_encod
 from attncap.types import UnsupportedError
 
 PERMUTATIONS = 2000
-_MOST_PAIRS = 1e11  # of heads, times probabilities: minutes
+_MOST_PAIRS = 1e10  # of heads, times probabilities: a minute or two of a core
 _FEWEST_DEPENDENCIES = 10  # of a relation whose best head is worth naming
 _UNTOLD = ("lse", "max_logit", "collision", "topk_mass", "received_mass", "null_mass")  # of groups
 

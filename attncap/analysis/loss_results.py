@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from attncap.analysis.ablation import pruning_curve
 from attncap.analysis.importance import head_importance, leave_one_out
-from attncap.analysis.output_weight import output_weight
+from attncap.analysis.output_weight import output_weight, rank_correlation
 from attncap.analysis.results import CURVE, Column, Result, described
 from attncap.analysis.subject import Subject
 
@@ -17,7 +19,14 @@ _RANKINGS = {
     "share": "the smallest share of the layer's output first",
     "weight": "the smallest static weight |W_O| first",
     "broad": "the broadest attention first",
+    "unsunk": "the most attention on the first tokens first",
     "random": "in an order drawn at random",
+}
+_MEASURES = {
+    "share": "the share of the layer's output",
+    "weight": "the static weight |W_O|",
+    "broad": "narrow attention",
+    "unsunk": "little attention on the first tokens",
 }
 
 
@@ -32,14 +41,20 @@ def importance_results(subject: Subject) -> list[Result]:
         "language-modelling head to take a loss of"
     )
     table = _importance_of(subject)
+    rankings = _rankings(subject, table)
+    correlations = [
+        f"{what} {rank_correlation(table, rankings[name]):+.2f}" for name, what in _MEASURES.items() if name in rankings
+    ]
     text = f"""How much the model depends on each head: {how}.
 
-The loss: {objective.what} ({objective.unit})."""
+The loss: {objective.what} ({objective.unit}), over {len(subject.few)} documents.
+
+Rank correlation (Spearman) of importance with {", ".join(correlations) or "nothing else that is known"}."""
     unit = objective.unit
     columns = (Column("importance", unit, "how much the loss depends on the head", zero=objective.total is None),)
     data = subject.heads(subject.layers, {"importance": table})
     importance = described("importance", "Importance", text, columns, data)
-    return [importance, _pruning(subject, table)]
+    return [importance, _pruning(subject, rankings)]
 
 
 def _importance_of(subject: Subject) -> Tensor:
@@ -49,10 +64,9 @@ def _importance_of(subject: Subject) -> Tensor:
     return leave_one_out(objective.model, subject.few, objective.loss)
 
 
-def _pruning(subject: Subject, importance: Tensor) -> Result:
+def _pruning(subject: Subject, rankings: Mapping[str, Tensor]) -> Result:
     objective = subject.objective
-    rankings = _rankings(subject, importance)
-    heads = int(importance.isfinite().sum())
+    heads = int(rankings["importance"].isfinite().sum())
     curves = {
         name: pruning_curve(objective.model, subject.few, objective.loss, ranking, steps=_steps(heads))
         for name, ranking in rankings.items()
@@ -78,9 +92,10 @@ def _rankings(subject: Subject, importance: Tensor) -> dict[str, Tensor]:
     layers = subject.layers
     if list(weight.layers) == layers:
         found |= {"share": weight.share, "weight": weight.weight}
-    breadth = subject.table("relative_entropy", layers, importance.shape[1])
-    if torch.equal(breadth.isnan(), importance.isnan()):
-        found["broad"] = -breadth
+    for name, stat in (("broad", "relative_entropy"), ("unsunk", "sink_mass")):
+        table = subject.table(stat, layers, importance.shape[1])
+        if torch.equal(table.isnan(), importance.isnan()):
+            found[name] = -table
     random = torch.rand(importance.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return {**found, "random": random.masked_fill(importance.isnan(), torch.nan)}
 

@@ -62,7 +62,7 @@ def analyse(
 
     Raises:
         RunError: the run is not finished or damaged, or its folder may not be written.
-        RunMismatchError: the model or the corpus is not what was scanned.
+        RunMismatchError: the model, or the corpus where one is needed, is not what was scanned.
         ModelError, CorpusError, ConlluError: they cannot be read.
         ValueError: no such analysis; fewer than one document; syntax without a file.
     """
@@ -106,13 +106,14 @@ def analyse(
 
 def _there(analysis: Analysis, subject: Subject) -> list[Result] | None:
     """Its results, where all of them are in the run, whole and made from the same."""
+    made_from = analysis.made_from(subject)
     found = []
     for name in analysis.writes:
         try:
             result = read_result(result_path(subject.run.path, name))
         except (FileNotFoundError, ResultDamagedError):
             return None
-        if result.made_from != analysis.made_from(subject):
+        if result.made_from != made_from:
             return None
         found.append(result)
     return found

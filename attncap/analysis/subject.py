@@ -33,23 +33,40 @@ Advance = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A run's model and documents.
+    """A run's model, and documents of its corpus, which are read when they are first asked for.
 
     Attributes:
-        batches: of documents evenly spaced over the corpus, as the scan encodes them.
-        documents: how many there are.
-        few: some of them, each a batch of its own, for what runs the model some hundred times.
-        advance: told of every forward.
+        wanted: how many documents, evenly spaced over the corpus.
+        say: told what takes a while. advance: told of every forward.
         conllu: a file of sentences with dependencies; "" where none was given.
     """
 
     run: Run
     loaded: LoadedModel
-    batches: Sequence[Mapping[str, Tensor]]
-    documents: int
-    few: Sequence[Mapping[str, Tensor]]
+    wanted: int
+    say: Say
     advance: Advance
     conllu: str = ""
+
+    @cached_property
+    def batches(self) -> list[dict[str, Tensor]]:
+        """The documents as the scan encodes them."""
+        return [_inputs(self.loaded, batch) for batch in batches(self._encoded, _BATCH_TOKENS)]
+
+    @cached_property
+    def few(self) -> list[dict[str, Tensor]]:
+        """Some of them, each a batch of its own, for what runs the model some hundred times."""
+        return [_inputs(self.loaded, [one]) for one in self._encoded[:: -(-len(self._encoded) // _FEW)]]
+
+    @property
+    def documents(self) -> int:
+        """How many there are."""
+        return len(self._encoded)
+
+    @cached_property
+    def _encoded(self) -> list[Encoded]:
+        self.say(f"reading {', '.join(self.run.scan['corpus']['sources'])}")
+        return _documents(self.run, self.loaded, self.wanted)
 
     @cached_property
     def objective(self) -> Objective:
@@ -111,25 +128,20 @@ class Subject:
 
 
 def load_subject(run: Run, documents: int, device: str, say: Say, advance: Advance, conllu: str = "") -> Subject:
-    """Load the model and the documents of a run; `conllu` as in `Subject`.
+    """Load the model of a run; the arguments are as in `Subject`.
 
     Raises:
-        RunMismatchError: the model or the corpus is not what was scanned.
+        RunMismatchError: the model is not the one that was scanned; the corpus, once it is asked for.
         ModelError, CorpusError: they cannot be read.
     """
-    scan = run.scan
-    options, described = scan["options"], scan["model"]
+    options, described = run.scan["options"], run.scan["model"]
     loaded = load_model(described["name"], options["dtype"], str(choose_device(device)), options["model"])
     if loaded.fingerprint != described["fingerprint"]:
         raise RunMismatchError(
             f"{run.path}: was made with other weights than {described['name']} has now; "
             "analyse it where that model is, or scan anew"
         )
-    say(f"reading {', '.join(scan['corpus']['sources'])}")
-    encoded = _documents(run, loaded, documents)
-    every = [_inputs(loaded, batch) for batch in batches(encoded, _BATCH_TOKENS)]
-    few = [_inputs(loaded, [one]) for one in encoded[:: -(-len(encoded) // _FEW)]]
-    return Subject(run, loaded, every, len(encoded), few, advance, conllu)
+    return Subject(run, loaded, documents, say, advance, conllu)
 
 
 def _inputs(loaded: LoadedModel, batch: Sequence[Encoded]) -> dict[str, Tensor]:

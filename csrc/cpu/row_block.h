@@ -115,6 +115,10 @@ class RowBlock {
     void store_rows(const Array& array, int64_t n, T* values, T otherwise = 0) const {
         if (!array.given()) return;
         for (int64_t i = 0; !w_.all_counted && i < t_.lanes(); ++i) values[i] = w_.counted[i] ? values[i] : otherwise;
+        store_all_rows(array, n, values);
+    }
+
+    void store_all_rows(const Array& array, int64_t n, const T* values) const {
         for (int64_t i = 0; i < t_.lanes(); i += t_.rows) {
             store_strided(t_.at(array, i, n), array.dtype, array.stride[2], values + i, t_.rows);
         }
@@ -152,7 +156,8 @@ class RowBlock {
             L::store(null_mass + r, L::select(empty, zero, null_weight / mass));
         }
         store_outputs();
-        store_rows(p_.lse, 0, lse, T(-INFINITY));
+        // A backward needs the lse of rows that do not count too.
+        store_all_rows(p_.lse, 0, lse);
         std::copy(s_.max, s_.max + kRows, w_.row);  // the maxima are needed on
         if (p_.max) store_rows(p_.max_logit, 0, w_.row, T(-INFINITY));
         store_rows(p_.entropy_out, 0, entropy);

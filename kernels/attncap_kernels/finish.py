@@ -60,7 +60,8 @@ def write_scalars(sees, largest, m, l, w, squares, factor, p_null, numbers, outp
     counted = sees & rows.counted
     at, exists = rows.statistic, rows.exists
     bits = tl.log2(l)
-    tl.store(outputs.lse + at, tl.where(counted, m * scale + bits * LN_2, float("-inf")), mask=exists)
+    # A backward needs the lse of rows that do not count too.
+    tl.store(outputs.lse + at, tl.where(sees, m * scale + bits * LN_2, float("-inf")), mask=exists)
     if outputs.max_logit is not None:
         tl.store(outputs.max_logit + at, tl.where(counted, largest * scale, float("-inf")), mask=exists)
     if outputs.entropy is not None:
