@@ -211,7 +211,7 @@ def test_the_page_of_a_head_has_its_roles_numbers_and_the_way_to_others(page, re
     page.goto(report.as_uri() + "#head-0-0-1")
     page.select_option("#head-group", label="a")
     text = page.inner_text("#head")
-    assert "encoder.layer.0.attention.self" in text
+    assert "encoder.layer.0.attention.self · grouped · a" in text
     row = page.locator("#head tr", has_text="Entropy").first.inner_text().split()
     (mean,) = (
         row["mean"]
@@ -297,6 +297,8 @@ def test_themes_change_the_colours_and_paper_is_white(page, report):
     assert page.evaluate("window.printed") == light[0]
     assert page.evaluate(cell) == dark[0]
     page.emulate_media(media="print")
+    page.evaluate("document.querySelector('#chart').style.width = '150px'")  # paper is narrower than the screen was
+    assert page.evaluate("document.querySelector('#chart table').offsetWidth") <= 150
     assert page.evaluate(ground) == "rgb(255, 255, 255)"
     assert not page.locator(".controls").first.is_visible()
 

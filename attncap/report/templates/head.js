@@ -243,7 +243,8 @@ function drawHead() {
   find("head-group-label").hidden = of.groups.length < 2;
   find("head-steps").replaceChildren(step(-1, "← previous head"), step(1, "next head →"));
   find("head-title").textContent = headName(of, row, head).replace("layer", "Layer");
-  find("head-module").textContent = of.layers[row].module + (page.runs.length > 1 ? " · " + of.label : "");
+  find("head-module").textContent = [of.layers[row].module, page.runs.length > 1 && of.label,
+    of.groups.length > 1 && groupName(of, state.group)].filter(Boolean).join(" · ");
   const parts = [badges(of, row, head), besideOthers(of, row, head), groupsTable(of, row, head), differencesOf(row, head),
     resultsOf(of, row, head), pairsSection(of, row, head), examples(of, row, head), receivers(of, row, head),
     distributions(of, row, head), profiles(of, row, head), alike(of, row, head)];

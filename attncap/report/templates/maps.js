@@ -45,7 +45,8 @@ function mainMap() {
   }
   const means = gridOf(of, state.stat, state.group, "mean"), passes = about.threshold !== null && state.measure === "mean" && !less;
   const unit = state.measure === "count" ? "rows" : about.unit, than = less && groupName(of, state.less);
-  const what = about.title + ", " + MEASURE_NAMES[state.measure] + (less ? ", " + groupName(of, state.group) + " less " + than : "");
+  const group = of.groups.length < 2 ? "" : ", " + groupName(of, state.group) + (less ? " less " + than : "");
+  const what = about.title + ", " + MEASURE_NAMES[state.measure] + group;
   return {
     of: of, values: values, middle: less, bounds: less ? boundsOf([values], false, true) : chosenBounds(of, state.stat, state.measure),
     label: what + ", layers by heads", unit: unit, unitLine: what + (state.measure === "count" ? "" : " (" + unit + ")"),

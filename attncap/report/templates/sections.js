@@ -167,7 +167,7 @@ function drawMatrix(of, result, values, about) {
     pen.fillStyle = rgb(colourOf(value, bounds, scale));
     pen.fillRect(other * size, one * size, size, size);
   });
-  pen.fillStyle = getComputedStyle(document.body).backgroundColor;
+  pen.fillStyle = isDark() ? "#11151b" : "#ffffff";
   for (let at = of.width * size - 1; at < heads * size - 1; at += of.width * size) {
     pen.fillRect(at, 0, 1, canvas.height);
     pen.fillRect(0, at, canvas.width, 1);
