@@ -195,14 +195,23 @@ def status_command(
 
 @app.command("report")
 def report_command(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Finished runs; the first is compared with each.")
+    ],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File; default: report.html in RUN.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for each figure as SVG and PNG, too.")] = None,
 ) -> None:
-    """Print the most telling heads of RUN and write one self-contained HTML file."""
-    from attncap.report import print_highlights, write_report
+    """Print the most telling heads of each RUN and write one self-contained HTML file.
 
-    print_highlights(run_folder)
-    typer.echo(f"Report: {write_report(run_folder, output or run_folder / 'report.html')}")
+    Several runs are compared head by head: scan them with --keep sequences for tests.
+    """
+    from attncap.report import print_highlights, write_figures, write_report
+
+    for run_folder in runs:
+        print_highlights(run_folder)
+    typer.echo(f"Report: {write_report(runs, output or runs[0] / 'report.html')}")
+    if figures is not None:
+        typer.echo(f"Figures: {len(write_figures(runs, figures))} files in {figures}")
 
 
 @app.command("analyse")
@@ -294,7 +303,8 @@ def demo_command(
     from attncap.report import print_highlights, write_report
 
     run_folder = output / "run"
-    _summary(_scan(BUILTIN_MINILM, ["builtin:docstrings"], run_folder, DEFAULT_SPEC, corpus_options, ScanOptions()))
+    options = ScanOptions(keep=("sequences",))  # for the distributions on the page of each head
+    _summary(_scan(BUILTIN_MINILM, ["builtin:docstrings"], run_folder, DEFAULT_SPEC, corpus_options, options))
     print_highlights(run_folder)
     typer.echo(f"Report: {write_report(run_folder, output / 'report.html').resolve()}")
 

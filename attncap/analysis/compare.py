@@ -12,8 +12,14 @@ import numpy as np
 from attncap.accumulate import canonical_order
 from attncap.analysis.documents import SEQUENCES, DocumentTable
 from attncap.analysis.permutation import Array, HeadTests, independent, paired
+from attncap.display import table_html
+from attncap.progress import plural
 from attncap.store import Run, RunFolder, RunMismatchError, read_run
 
+HEADINGS = ("statistic", "head", "mean A", "mean B", "effect (g)", "corrected p")
+"""Of a table of differences."""
+
+_SHOWN = 20
 _FEWEST = 3
 
 
@@ -31,6 +37,13 @@ class HeadDifference:
     effect: float
     p: float | None
     p_corrected: float | None
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """As a row of a table under `HEADINGS`."""
+        p = "not tested" if self.p_corrected is None else f"{self.p_corrected:.4f}"
+        head = f"layer {self.layer} head {self.head}" + (f" call {self.call}" if self.call else "")
+        return self.stat, head, f"{self.mean_a:.4f}", f"{self.mean_b:.4f}", f"{self.effect:+.2f}", p
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,30 @@ class Comparison:
         """Heads whose corrected p is at most `level`, by falling size of the effect."""
         passed = [one for one in self.differences if one.p_corrected is not None and one.p_corrected <= level]
         return sorted(passed, key=lambda one: -abs(one.effect))
+
+    def shown(self, level: float = 0.05) -> list[HeadDifference]:
+        """The heads that a table shows: the largest effects, of those that were found where there were tests."""
+        largest = sorted(self.differences, key=lambda one: -abs(one.effect))
+        return (largest if self.why_untested else self.found(level))[:_SHOWN]
+
+    def remarks(self, level: float = 0.05) -> list[str]:
+        """What stands under that table."""
+        if self.why_untested:
+            return [f"Nothing was tested: {self.why_untested}"]
+        number = len(self.found(level))
+        shown = f", the {_SHOWN} largest are shown" if number > _SHOWN else ""
+        what = f"{self.documents_a:,} and {plural(self.documents_b, 'document')}"
+        if self.paired:
+            what = f"the same {plural(self.documents_a, 'document')} twice"
+        return [
+            f"{number:,} of {len(self.differences):,} heads and statistics differ at {level:g}{shown}: {what}; "
+            "p by permutation of documents, corrected for all heads of a statistic (Westfall and Young)."
+        ]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the table that the command prints."""
+        rows = [one.cells for one in self.shown()]
+        return table_html("Heads that differ", " ".join(self.remarks()), HEADINGS, rows)
 
 
 def compare(
@@ -171,8 +208,9 @@ def _chosen(wanted: Sequence[str] | None, in_a: Sequence[str], in_b: Sequence[st
 def _same_heads(heads_a: list[Any], heads_b: list[Any], a: Run, b: Run) -> list[Any]:
     """The heads, which must be the same on both sides; modules may have other names."""
     if [(head[0], *head[2:]) for head in heads_a] != [(head[0], *head[2:]) for head in heads_b]:
+        names = [(run.scan.get("model") or {}).get("name", "a model") for run in (a, b)]
         raise RunMismatchError(
-            f"{a.path} and {b.path}: have other layers and heads, {len(heads_a)} heads and {len(heads_b)}; "
-            "compare runs of models of one shape"
+            f"{a.path} and {b.path}: have other layers and heads, {len(heads_a)} heads ({names[0]}) and {len(heads_b)} "
+            f"({names[1]}); compare runs of models of one shape"
         )
     return heads_a
