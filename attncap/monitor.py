@@ -73,7 +73,7 @@ class Monitor:
             an alarm always, and so is a step that was to be captured and was not, seen by `step`.
         on_alarm: "warn" (the first process does, of numbers that all have), "raise", or a function that is called
             with every `Alarm`, on every process. What it raises comes out of `report` or `step`.
-        layers, tags, features: as `capture` takes them.
+        layers, tags, features, importance: as `capture` takes them.
         evaluation: count forwards in evaluation mode too.
         process_group: whose processes' sums are put together; None for all of torch.distributed, if it is in use.
 
@@ -98,6 +98,7 @@ class Monitor:
         layers: Layers | None = None,
         tags: Mapping[str, TagFunction] | None = None,
         features: Mapping[str, FeatureFunction] | None = None,
+        importance: bool = False,
         evaluation: bool = False,
         process_group: distributed.ProcessGroup | None = None,
     ) -> None:
@@ -106,7 +107,8 @@ class Monitor:
         self._every = checked_count("every", every)
         self._alarms = Alarms(below, above, on_alarm)
         bare = named_modules(model)[0][1]
-        self._tap = _Tap(bare, spec, evaluation, layers=layers, tags=tags, features=features)
+        chosen = {"layers": layers, "tags": tags, "features": features, "importance": importance}
+        self._tap = _Tap(bare, spec, evaluation, **chosen)
         self._across = Across(process_group)
         self.steps = 0
         self._watches = False

@@ -148,6 +148,19 @@ def test_tags_and_chosen_layers_and_heads() -> None:
     assert monitor.tensors()["duplicate"].isnan().tolist() == [[False, True, False, True]]
 
 
+def test_importance_comes_from_the_backwards_of_captured_steps() -> None:
+    model = Net()
+    with Monitor(model, SPEC, every=2, importance=True) as monitor:
+        for step in range(3):
+            train_step(model, batch(step))
+            monitor.step()
+    with attncap.capture(Net(), SPEC, importance=True) as cap:
+        for step in (0, 2):
+            train_step(cap.model, batch(step))
+    assert_holds(monitor, cap)
+    assert float(monitor.tensors()["importance"].min()) > 0
+
+
 # torch.compile.
 
 
