@@ -170,6 +170,7 @@ def importance(material: Material) -> tuple[dict[str, Any], dict[str, Any]]:
         "share": rank_correlation(torch.from_numpy(rise), torch.from_numpy(share)),
         "weight": rank_correlation(torch.from_numpy(rise), torch.from_numpy(weight)),
         "removed": int(removed[half]),
+        "documents": material.results["importance"].made_from["documents"],
         "all": float(curve["importance"][-1]),
     }
     lines = {"importance": "least important", "share": "smallest share", "weight": "smallest |W_O|", "random": "random"}

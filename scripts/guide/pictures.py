@@ -71,7 +71,7 @@ def heat_map(
         axes.add_patch(Rectangle((head - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=ORANGE, linewidth=1.6))
     if written:
         for (row, head), number in np.ndenumerate(numbers):
-            colour = "white" if number > low + 0.45 * (high - low) else INK
+            colour = "white" if number > low + 0.38 * (high - low) else INK
             axes.text(head, row, f"{number:.2f}", ha="center", va="center", color=colour)
     if bar:
         figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02).outline.set_visible(False)
