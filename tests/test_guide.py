@@ -35,11 +35,11 @@ COMMITTED = json.loads((DOCS / "guide" / "numbers.json").read_text(encoding="utf
 # How far the numbers of few documents may be from those of the guide. What no rule names depends on how many documents
 # there are, or is a name or a count of heads. The first rule that matches counts.
 WEIGHTS = 1e-3  # of the models' weights alone
-TRAINED = 0.05  # of models trained anew: the same, but for the arithmetic of another machine
+TRAINED = 0.15  # of models trained anew: the same here, not quite where arithmetic rounds otherwise
 FEW = 0.1  # means over few documents; correlations and the importance of single heads move more
 TOLERANCES = {
     r"output_weight_(least|most)_weight|syntax_.*(accuracy|baseline)": WEIGHTS,
-    r"induction_loss_without.*": 0.5,
+    r"induction_loss_without.*": 1.0,
     r"induction_.*|trigger_.*_(accuracy|called|most|mass)|trigger_even": TRAINED,
     r"groups_(classes|chance)_(eta|median|expected)|patches_(image_.*(least|most|median)|even_patches)": TRAINED,
     r"roles_(previous_token|next_token|duplicate|special_tokens|sink|self|induction|broadest|narrowest)_mean": 2 * FEW,
@@ -49,7 +49,10 @@ TOLERANCES = {
     r"importance_(half_.*|all)": 2 * FEW,
     r"output_weight_sink_value": 3 * FEW,
 }
-SAME = ("roles_previous_token_best", "roles_next_token_best", "roles_duplicate_best", "induction_previous")
+QUICK = {"--limit 600": "--limit 24", "--documents 32": "--documents 1", " --figures figures": ""}
+"""The guide's commands -> those of the quick runs; figures have tests of their own."""
+
+SAME = ("roles_previous_token_best", "roles_next_token_best", "roles_duplicate_best")
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +136,9 @@ def test_its_commands_and_examples_run(material: Material, monkeypatch: pytest.M
             if language == "python":
                 exec(compile(block, "the guide", "exec"), names)
             else:
-                quick = block.replace("--limit 600", "--limit 24").replace("--documents 32", "--documents 2")
+                quick = block
+                for full, few in QUICK.items():
+                    quick = quick.replace(full, few)
                 assert [cli.main(shlex.split(line)[1:]) for line in quick.splitlines()] == [0] * quick.count("\n")
         assert printed.getvalue() or language == "sh" or "print" not in block
     assert os.path.getsize("report.html") > 100_000

@@ -115,7 +115,7 @@ def gather(
     run = scan("builtin:minilm", ["builtin:docstrings"], folder / "run", corpus_options=limited, options=options)
     by_kind = CorpusOptions(group_by="kind")
     of_tasks = scan("builtin:minilm", [str(tasks)], folder / "run-tasks", corpus_options=by_kind, options=options)
-    results = analyse(run.path, documents=2 if quick else 32, conllu=SENTENCES).results
+    results = analyse(run.path, documents=1 if quick else 32, conllu=SENTENCES).results
     by_class, by_chance = digit_runs or _digit_runs(folder / "digits", models.digits)
     return Material(run.path, results, of_tasks.path, by_class, by_chance, tuple(text for text, _ in pairs), models)
 
