@@ -35,7 +35,7 @@ from attncap import reference
 from attncap.types import HeadStats
 from attncap.validation import Call, Extras, Gradients, Span, Upstream
 
-_LARGEST_MAP = 1 << 22  # scores of one block of rows, all heads together
+_LARGEST_MAP = 1 << 21  # scores of one block of rows, all heads together
 
 
 def attention(call: Call, out: Tensor, stats: HeadStats, upstream: Upstream, gradients: Gradients) -> None:
