@@ -49,6 +49,7 @@ class Arrival {
     // The derivatives by what keys key0 .. key1 - 1 receive from the task's one head, to the workspace.
     void load_received(int64_t key0, int64_t key1) const {
         const Array& from = u_.received_mass;
+        if (!from.given()) return std::fill(w_.received, w_.received + (key1 - key0), T(0));
         load_strided(w_.received, from.at(t_.sequence.batch, t_.head, t_.sequence.key0 + key0), from.dtype,
                      from.stride[2], key1 - key0);
     }

@@ -100,8 +100,7 @@ class GradientBlock {
             std::fill(w_.slope, w_.slope + count * kRows, T(0));
         }
         arrival_.add_masses(key0, key1, map_.vectors(), w_.slope);
-        std::fill(w_.received, w_.received + count, T(0));
-        if (u_.received_mass.given()) arrival_.load_received(key0, key1);
+        arrival_.load_received(key0, key1);
         differentiate_softmax(softmax, map_.vectors(), arrival_.any_dense());
         for (int64_t i = 0; u_.max_logit.given() && i < t_.lanes(); ++i) {
             arrival_.add_at(key0, key1, w_.first_key[i], i, w_.arrived.max[i], w_.slope);

@@ -3,6 +3,7 @@
 //   level = dout . out + sum of every other derivative times its statistic (twice for collision)
 //         + sum_j p_j dreceived_mass_j - dlse
 //
+// An `out` that was rounded is not taken: dout . out is then sum_j p_j (dout . v_j).
 // Invariant: a sum over keys is taken in rising order of the keys, so that nothing depends on who takes it.
 #pragma once
 
@@ -22,16 +23,19 @@ class RowLevels {
           p_(task.problem),
           u_(upstream),
           w_(*workspace),
+          out_is_rounded_(p_.out.dtype != kOwn<T>),
           map_(t_, workspace),
-          arrival_(t_, upstream, workspace) {}
+          arrival_(t_, upstream, workspace),
+          slopes_(t_, u_.out, p_.value, p_.value_dim, 1, workspace->of_slopes()) {}
 
     // Fills level, null_term (p_0 (G_0 - level), what the sink logit of the row's head gets) and first_key, that of the
     // largest score, of the workspace.
     void operator()() {
         arrival_.load_rows();
-        for (int64_t i = 0; i < kRows; ++i) w_.level[i] = i < t_.lanes() && arrival_.sees(i) ? out_term(i) : T(0);
+        const bool takes_out = u_.out.given() && !out_is_rounded_;
+        for (int64_t i = 0; i < kRows; ++i) w_.level[i] = takes_out && arrival_.sees(i) ? out_term(i) : T(0);
         add_statistics();
-        if (u_.received_mass.given() || u_.max_logit.given()) look_at_keys();
+        if (u_.received_mass.given() || u_.max_logit.given() || (u_.out.given() && out_is_rounded_)) look_at_keys();
         if (p_.sink_logits.given()) find_null_terms();
     }
 
@@ -40,12 +44,13 @@ class RowLevels {
     const Problem& p_;
     const Upstream& u_;
     GradientWorkspace<T>& w_;
+    const bool out_is_rounded_;
     ScoreMap<T> map_;
     Arrival<T> arrival_;
+    RowProduct<T> slopes_;
 
     // dout . out of a lane.
     T out_term(int64_t lane) {
-        if (!u_.out.given()) return 0;
         const int64_t dim = p_.value_dim, whole = whole_vectors<T>(dim);
         T *by = w_.staging, *out = w_.staging + whole;
         load_strided(by, t_.at(u_.out, lane), u_.out.dtype, u_.out.stride[3], dim);
@@ -74,9 +79,11 @@ class RowLevels {
         for (int64_t i = 0; i < kRows; ++i) w_.level[i] -= by[i];
     }
 
-    // One pass over the scores: sums of the probabilities times dreceived_mass, and where the largest score is.
+    // One pass over the scores: sums of the probabilities times what arrives from each key, and where the largest
+    // score is.
     void look_at_keys() {
         map_.load_rows();
+        if (u_.out.given() && out_is_rounded_) slopes_.load_rows();
         T largest[kRows], sums[kRows] = {};
         std::fill(largest, largest + kRows, T(-INFINITY));
         std::fill(w_.first_key, w_.first_key + kRows, typename L::Int(-1));
@@ -85,9 +92,9 @@ class RowLevels {
             const int64_t key1 = std::min(seen.end, key0 + kMapKeys);
             map_(key0, key1);
             if (u_.max_logit.given()) find_largest(key0, key1, largest);
-            if (u_.received_mass.given()) add_received(key0, key1, sums);
+            add_expected(key0, key1, sums);
         }
-        for (int64_t i = 0; i < kRows; ++i) w_.level[i] += w_.arrived.counted[i] != 0 ? sums[i] : T(0);
+        for (int64_t i = 0; i < kRows; ++i) w_.level[i] += sums[i];
     }
 
     void find_largest(int64_t key0, int64_t key1, T* largest) {
@@ -106,15 +113,22 @@ class RowLevels {
         }
     }
 
-    void add_received(int64_t key0, int64_t key1, T* sums) {
+    void add_expected(int64_t key0, int64_t key1, T* sums) {
+        const int64_t count = key1 - key0;
+        if (u_.out.given() && out_is_rounded_) {
+            slopes_(map_.seen(), key0, key1, w_.slope, w_.largest);
+        } else {
+            std::fill(w_.slope, w_.slope + count * kRows, T(0));
+        }
         arrival_.load_received(key0, key1);
         for (int v = 0; v < map_.vectors(); ++v) {
             const int64_t r = v * L::kWidth;
-            const auto lse = L::load(w_.lse + r);
-            auto sum = L::all(0);
-            for (int64_t k = 0; k < key1 - key0; ++k) {
+            const auto lse = L::load(w_.lse + r), counted = L::load(w_.arrived.counted + r), zero = L::all(0);
+            auto sum = zero;
+            for (int64_t k = 0; k < count; ++k) {
                 const auto p = exp_nonpositive<T>(bounded_difference<T>(L::load(w_.prob + k * kRows + r), lse));
-                sum = L::fma(p, L::all(w_.received[k]), sum);
+                const auto by = L::fma(counted, L::all(w_.received[k]), L::load(w_.slope + k * kRows + r));
+                sum = sum + L::select(L::equal(p, zero), zero, p * by);
             }
             L::store(sums + r, L::load(sums + r) + sum);
         }
