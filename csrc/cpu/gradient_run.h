@@ -43,7 +43,9 @@ class GradientRun {
           width_(key_width_ + value_width_ + whole_vectors<T>(p_.features)),
           slab_(std::max<int64_t>(kMapKeys, kSlabBytes / (width_ * int64_t(sizeof(T))) / kMapKeys * kMapKeys)),
           null_sums_(size_t(p_.heads)) {
-        for (int i = 0; i < p_.threads; ++i) workspaces_.emplace_back(p_);
+        int64_t most_keys = 0;
+        for (const Sequence& sequence : p_.sequences) most_keys = std::max(most_keys, sequence.keys);
+        for (int i = 0; i < p_.threads; ++i) workspaces_.emplace_back(p_, std::min(slab_, most_keys) * width_);
         for (const Sequence& sequence : p_.sequences) {
             for (int64_t head = 0; head < p_.key_heads && sequence.rows > 0; ++head) {
                 units_.push_back({&sequence, head, (sequence.rows + kRows - 1) / kRows, 1, 0, 0});
@@ -94,13 +96,16 @@ class GradientRun {
         return std::clamp<int64_t>(unit.blocks / kBlocksOfGroup, 1, std::max<int64_t>(1, kFewTasks / units));
     }
 
+    // Whether one task has the sums of a unit, so that they lie with its thread.
+    bool is_alone(const KeyHead& unit) const { return unit.groups == 1 && !g_.key_features.given(); }
+
     // Takes as many units at once as their sums have room for; gives the one after the last.
     size_t place(size_t first) {
         int64_t levels = 0, sums = 0;
         size_t last = first;
         for (; last < units_.size(); ++last) {
             KeyHead& unit = units_[last];
-            const int64_t more = unit.groups * slab_of(unit) * width_;
+            const int64_t more = is_alone(unit) ? 0 : unit.groups * slab_of(unit) * width_;
             if (last > first && (mask_joins_units() || (sums + more) * int64_t(sizeof(T)) > kSumsBytes)) break;
             unit.level0 = levels, unit.sums0 = sums;
             levels += unit.sequence->rows * sharing_, sums += more;
@@ -129,7 +134,7 @@ class GradientRun {
 #pragma omp for schedule(dynamic, 1)
                 for (size_t i = 0; i < shares.size(); ++i) add_slab(slab, shares[i], workspace);
 #pragma omp for schedule(static)
-                for (size_t u = first; u < last; ++u) store_keys(units_[u], slab);
+                for (size_t u = first; u < last; ++u) join(units_[u], slab);
 #pragma omp single
                 for (size_t u = first; u < last; ++u) add_features(units_[u], slab);
             }
@@ -165,9 +170,9 @@ class GradientRun {
         });
     }
 
-    KeySums<T> sums_of(const KeyHead& unit, int64_t group) {
+    // Of the sums that begin at `first`.
+    KeySums<T> parts_of(T* first, const KeyHead& unit) const {
         const int64_t keys = slab_of(unit);
-        T* first = sums_ + unit.sums0 + group * keys * width_;
         return {first, first + keys * key_width_, first + keys * (key_width_ + value_width_)};
     }
 
@@ -175,16 +180,18 @@ class GradientRun {
         const KeyHead& unit = share.unit;
         const int64_t begin = slab * slab_, end = std::min(unit.sequence->keys, begin + slab_);
         if (begin >= end) return;
-        const KeySums<T> sums = sums_of(unit, share.group);
-        std::fill_n(sums.key, slab_of(unit) * width_, T(0));
+        const int64_t size = slab_of(unit) * width_;
+        T* sums = is_alone(unit) ? workspace->sums : sums_ + unit.sums0 + share.group * size;
+        std::fill_n(sums, size, T(0));
         each_task(share, [&](const Task& task, size_t at) {
             if (!may_see(task, begin, end)) return;
             const size_t lanes = size_t(task.lanes());
             std::fill_n(workspace->level, kRows, T(0));
             std::copy_n(&level_[at], lanes, workspace->level);
             std::copy_n(&first_key_[at], lanes, workspace->first_key);
-            GradientBlock<T>(task, u_, g_, workspace)(begin, end, sums);
+            GradientBlock<T>(task, u_, g_, workspace)(begin, end, parts_of(sums, unit));
         });
+        if (is_alone(unit)) store_keys(unit, slab, sums);
     }
 
     // A cheap test before anything is loaded.
@@ -194,35 +201,40 @@ class GradientRun {
                !(p_.window_left >= 0 && end <= low - p_.window_left);
     }
 
-    // Joins the groups of a unit and stores what its keys of a slab get.
-    void store_keys(const KeyHead& unit, int64_t slab) {
+    // Joins the groups of a unit.
+    void join(const KeyHead& unit, int64_t slab) {
+        if (is_alone(unit) || slab >= slabs_of(unit)) return;
+        T* total = sums_ + unit.sums0;
+        const int64_t size = slab_of(unit) * width_;
+        for (int64_t group = 1; group < unit.groups; ++group) {
+            for (int64_t i = 0; i < size; ++i) total[i] += total[group * size + i];
+        }
+        store_keys(unit, slab, total);
+    }
+
+    // What the keys of a slab get.
+    void store_keys(const KeyHead& unit, int64_t slab, T* sums) const {
         const int64_t key0 = slab * slab_, count = std::min(unit.sequence->keys - key0, slab_);
-        if (count <= 0) return;
-        const auto store = [&](const Array& to, T* KeySums<T>::* which, int64_t dim, int64_t width, T scale) {
-            T* total = sums_of(unit, 0).*which;
-            for (int64_t group = 1; to.given() && group < unit.groups; ++group) {
-                const T* more = sums_of(unit, group).*which;
-                for (int64_t i = 0; i < count * width; ++i) total[i] += more[i];
-            }
+        const auto store = [&](const Array& to, const T* from, int64_t dim, int64_t width, T scale) {
             for (int64_t k = 0; to.given() && k < count; ++k) {
                 char* row = to.at(unit.sequence->batch, unit.head, unit.sequence->key0 + key0 + k);
-                for (int64_t d = 0; d < dim; ++d) reinterpret_cast<T*>(row)[d] = scale * total[k * width + d];
+                for (int64_t d = 0; d < dim; ++d) reinterpret_cast<T*>(row)[d] = scale * from[k * width + d];
             }
         };
-        store(g_.key, &KeySums<T>::key, p_.key_dim, key_width_, T(p_.scale));
-        store(g_.value, &KeySums<T>::value, p_.value_dim, value_width_, T(1));
+        const KeySums<T> parts = parts_of(sums, unit);
+        store(g_.key, parts.key, p_.key_dim, key_width_, T(p_.scale));
+        store(g_.value, parts.value, p_.value_dim, value_width_, T(1));
     }
 
     // The features of a key are shared by all heads, so one thread adds up what these give.
     void add_features(const KeyHead& unit, int64_t slab) {
+        if (!g_.key_features.given() || slab >= slabs_of(unit)) return;
         const int64_t key0 = slab * slab_, count = std::min(unit.sequence->keys - key0, slab_);
         const int64_t width = width_ - key_width_ - value_width_;
-        for (int64_t group = 0; g_.key_features.given() && group < unit.groups; ++group) {
-            const T* from = sums_of(unit, group).features;
-            for (int64_t k = 0; k < count; ++k) {
-                char* row = g_.key_features.at(unit.sequence->batch, unit.sequence->key0 + key0 + k);
-                for (int64_t f = 0; f < p_.features; ++f) reinterpret_cast<T*>(row)[f] += from[k * width + f];
-            }
+        const T* from = parts_of(sums_ + unit.sums0, unit).features;
+        for (int64_t k = 0; k < count; ++k) {
+            char* row = g_.key_features.at(unit.sequence->batch, unit.sequence->key0 + key0 + k);
+            for (int64_t f = 0; f < p_.features; ++f) reinterpret_cast<T*>(row)[f] += from[k * width + f];
         }
     }
 

@@ -9,7 +9,7 @@ namespace attncap {
 namespace ATTNCAP_ISA {
 
 // Keys whose map is in memory at once; it stays in the second-level cache with what it is made of.
-constexpr int64_t kMapKeys = 96;
+constexpr int64_t kMapKeys = 192;
 
 // The derivatives that arrive at the rows of a task, a lane each; 0 in lanes that have none.
 template <class T>
@@ -32,10 +32,12 @@ struct GradientWorkspace {
     T *lse, *level, *null_term, *ones;                   // [kRows]
     Int *position, *first_key;                           // [kRows]
     int32_t* key_tags;                                   // [kMapKeys]
+    T* sums;                                             // of a task that has a key head alone
     ArrivedRows<T> arrived;
 
-    explicit GradientWorkspace(const Problem& problem) {
-        arena_.lay_out([&] { layout(problem); });
+    // `sums_room` is that of the sums.
+    GradientWorkspace(const Problem& problem, int64_t sums_room) {
+        arena_.lay_out([&] { layout(problem, sums_room); });
         std::fill(ones, ones + kRows, T(1));
         std::fill(feature_rows, feature_rows + whole_vectors<T>(problem.features) * kRows, T(0));
     }
@@ -51,9 +53,10 @@ struct GradientWorkspace {
         arena_.take(array, count);
     }
 
-    void layout(const Problem& p) {
+    void layout(const Problem& p, int64_t sums_room) {
         const int64_t key_dim = whole_vectors<T>(p.key_dim), value_dim = whole_vectors<T>(p.value_dim);
         const int64_t most_dim = std::max(key_dim, value_dim), offsets = int64_t(p.offsets.size());
+        take(&sums, sums_room);
         take(&query_packed, key_dim * kRows);
         take(&out_packed, value_dim * kRows);
         take(&staging, most_dim * Lanes<T>::kWidth);
