@@ -39,10 +39,15 @@ class Arrival {
 
     bool sees(int64_t lane) const { return w_.lse[lane] != T(INFINITY); }
 
+    bool all_see() const {
+        return std::none_of(w_.lse, w_.lse + t_.lanes(), [](T lse) { return lse == T(INFINITY); });
+    }
+
     // A number per row, 0 where it does not count.
     void load(const Array& array, int64_t n, T* lanes) const {
+        if (!array.given()) return std::fill(lanes, lanes + kRows, T(0));
         for (int64_t i = 0; i < kRows; ++i) {
-            lanes[i] = array.given() && a_.counted[i] != 0 ? load_one<T>(t_.at(array, i, n), array.dtype) : T(0);
+            lanes[i] = a_.counted[i] != 0 ? load_one<T>(t_.at(array, i, n), array.dtype) : T(0);
         }
     }
 

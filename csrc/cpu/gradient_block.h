@@ -65,13 +65,16 @@ class GradientBlock {
     RowProduct<T> slopes_;
     const KeyRows<T> keys_;
     const int64_t key_width_, value_width_, feature_width_;
+    Matrix<const T> query_rows_{}, out_rows_{};
 
     void load_rows() {
         arrival_.load_rows();
         map_.load_rows();
         if (u_.out.given()) slopes_.load_rows();
-        if (g_.key.given()) load_matrix(p_.query, p_.key_dim, key_width_, w_.query_rows);
-        if (u_.out.given() && g_.value.given()) load_matrix(u_.out, p_.value_dim, value_width_, w_.out_rows);
+        if (g_.key.given()) query_rows_ = matrix_of(p_.query, p_.key_dim, key_width_, w_.query_rows);
+        if (u_.out.given() && g_.value.given()) {
+            out_rows_ = matrix_of(u_.out, p_.value_dim, value_width_, w_.out_rows);
+        }
         for (int64_t f = 0; f < p_.features; ++f) {
             for (int64_t i = 0; i < kRows; ++i) {
                 w_.feature_rows[i * feature_width_ + f] = w_.arrived.features[f * kRows + i];
@@ -80,13 +83,16 @@ class GradientBlock {
         std::fill(w_.query_sum, w_.query_sum + key_width_ * kRows, T(0));
     }
 
-    // The rows as they are, 0 where a row sees nothing: its derivative may be no number.
-    void load_matrix(const Array& from, int64_t dim, int64_t width, T* to) const {
+    // The rows up to a whole vector, where they lie or copied; 0 where a row sees nothing, for it may hold no number.
+    Matrix<const T> matrix_of(const Array& from, int64_t dim, int64_t width, T* copy) const {
+        const bool in_place = from.dtype == kOwn<T> && from.stride[3] == 1 && dim == width && t_.heads == 1;
+        if (in_place && arrival_.all_see()) return {reinterpret_cast<const T*>(t_.at(from, 0)), from.stride[2]};
         for (int64_t i = 0; i < t_.lanes(); ++i) {
-            T* row = to + i * width;
+            T* row = copy + i * width;
             std::fill(row, row + width, T(0));
             if (arrival_.sees(i)) load_strided(row, t_.at(from, i), from.dtype, from.stride[3], dim);
         }
+        return {copy, width};
     }
 
     // The map of keys key0 .. key1 - 1: probabilities, and derivatives by the scaled products.
@@ -119,12 +125,12 @@ class GradientBlock {
             map_.seen().active(key0 + k0, key0 + k1, map_.vectors(), &first, &last);
             return std::pair<int64_t, int64_t>(first * L::kWidth, std::min<int64_t>(last * L::kWidth, t_.lanes()));
         };
-        const auto add = [&](const T* map, const T* rows, int64_t width, T* sums) {
-            add_product<T>({map, kRows}, count, {rows, width}, int(width / L::kWidth), rows_of, {sums, width});
+        const auto add = [&](const T* map, Matrix<const T> rows, int64_t width, T* sums) {
+            add_product<T>({map, kRows}, count, rows, int(width / L::kWidth), rows_of, {sums, width});
         };
-        if (g_.value.given() && u_.out.given()) add(w_.prob, w_.out_rows, value_width_, to.value);
-        if (g_.key_features.given()) add(w_.prob, w_.feature_rows, feature_width_, to.features);
-        if (g_.key.given()) add(w_.slope, w_.query_rows, key_width_, to.key);
+        if (g_.value.given() && u_.out.given()) add(w_.prob, out_rows_, value_width_, to.value);
+        if (g_.key_features.given()) add(w_.prob, {w_.feature_rows, feature_width_}, feature_width_, to.features);
+        if (g_.key.given()) add(w_.slope, query_rows_, key_width_, to.key);
         if (g_.query.given()) {
             int64_t stride;
             const T* keys = keys_.read(key0, count, w_.keys, &stride);

@@ -51,14 +51,21 @@ class RowLevels {
 
     // dout . out of a lane.
     T out_term(int64_t lane) {
-        const int64_t dim = p_.value_dim, whole = whole_vectors<T>(dim);
-        T *by = w_.staging, *out = w_.staging + whole;
-        load_strided(by, t_.at(u_.out, lane), u_.out.dtype, u_.out.stride[3], dim);
-        load_strided(out, t_.at(p_.out, lane), p_.out.dtype, p_.out.stride[3], dim);
-        std::fill(by + dim, by + whole, T(0)), std::fill(out + dim, out + whole, T(0));
+        const int64_t whole = whole_vectors<T>(p_.value_dim);
+        const T *by = row_of(u_.out, lane, w_.staging), *out = row_of(p_.out, lane, w_.staging + whole);
         auto sum = L::all(0);
         for (int64_t d = 0; d < whole; d += L::kWidth) sum = L::fma(L::load(by + d), L::load(out + d), sum);
         return L::sum(sum);
+    }
+
+    // A row of a tensor (B, H, Q, E) up to a whole vector: where it lies, or copied.
+    const T* row_of(const Array& array, int64_t lane, T* copy) const {
+        const int64_t dim = p_.value_dim, whole = whole_vectors<T>(dim);
+        const char* from = t_.at(array, lane);
+        if (array.dtype == kOwn<T> && array.stride[3] == 1 && dim == whole) return reinterpret_cast<const T*>(from);
+        load_strided(copy, from, array.dtype, array.stride[3], dim);
+        std::fill(copy + dim, copy + whole, T(0));
+        return copy;
     }
 
     void add_statistics() {
@@ -69,11 +76,15 @@ class RowLevels {
                 for (int64_t i = 0; i < kRows; ++i) w_.level[i] += times * by[i] * statistic[i];
             }
         };
-        add(u_.entropy, p_.entropy_out, 1, 1), add(u_.collision, p_.collision_out, 1, 2);
-        add(u_.distance, p_.distance_out, 1, 1), add(u_.sink_mass, p_.sink_mass, 1, 1);
-        add(u_.diagonal_mass, p_.diagonal_mass, 1, 1), add(u_.null_mass, p_.null_mass, 1, 1);
+        add(u_.entropy, p_.entropy_out, 1, 1);
+        add(u_.collision, p_.collision_out, 1, 2);
+        add(u_.distance, p_.distance_out, 1, 1);
+        add(u_.sink_mass, p_.sink_mass, 1, 1);
+        add(u_.diagonal_mass, p_.diagonal_mass, 1, 1);
+        add(u_.null_mass, p_.null_mass, 1, 1);
         add(u_.offset_mass, p_.offset_mass, int64_t(p_.offsets.size()), 1);
-        add(u_.tag_mass, p_.tag_mass, p_.tags, 1), add(u_.feature_mass, p_.feature_mass, p_.features, 1);
+        add(u_.tag_mass, p_.tag_mass, p_.tags, 1);
+        add(u_.feature_mass, p_.feature_mass, p_.features, 1);
         add(u_.topk_prob, p_.topk_prob, p_.topk, 1);
         arrival_.load(u_.lse, 0, by);
         for (int64_t i = 0; i < kRows; ++i) w_.level[i] -= by[i];
