@@ -62,7 +62,9 @@ def backward(call: Call, out: Tensor, stats: HeadStats, upstream: Upstream, grad
     if "attn_mask" in sums:
         views = sums | {"attn_mask": sums["attn_mask"].expand(*call.query.shape[:3], call.key.shape[2])}
     call = _with_32_bit_tags(call)
-    _C.backward(_problem(call, out, stats), _described(_C.Upstream(), vars(upstream)), _described(_C.Gradients(), views))
+    _C.backward(
+        _problem(call, out, stats), _described(_C.Upstream(), vars(upstream)), _described(_C.Gradients(), views)
+    )
     for name, tensor in wanted.items():
         if sums[name] is not tensor:
             tensor.copy_(sums[name])
