@@ -2,6 +2,8 @@
 // Invariant: terms are added in rising order, whatever the tile.
 #pragma once
 
+#include <utility>
+
 #include "cpu/tiles.h"
 
 namespace attncap {
@@ -53,12 +55,13 @@ void add_product(Matrix<const T> left, int64_t keys, Matrix<const T> right, int 
         with_constant<L::kTileVectors>(next - first, [&](auto tile_vectors) {
             for (int64_t k = 0; k < keys; k += L::kTileKeys) {
                 const int64_t count = std::min<int64_t>(L::kTileKeys, keys - k), shift = first * L::kWidth;
-                const auto [from, until] = terms(k, k + count);
-                if (from >= until) continue;
+                const std::pair<int64_t, int64_t> range = terms(k, k + count);
+                const int64_t from = range.first, some = range.second - from;
+                if (some <= 0) continue;
                 with_constant<L::kTileKeys>(int(count), [&](auto tile_keys) {
                     sum_tile<T, decltype(tile_vectors)::value, decltype(tile_keys)::value>(
                         {left.data + k * left.stride + from, left.stride},
-                        {right.data + from * right.stride + shift, right.stride}, until - from,
+                        {right.data + from * right.stride + shift, right.stride}, some,
                         {to.data + k * to.stride + shift, to.stride});
                 });
             }
