@@ -33,6 +33,9 @@ FLAGS_BY_SUFFIX = {
     "_avx512": AVX512_FLAGS,
     "_avx512bf16": (*AVX512_FLAGS, "-mavx512bf16"),
 }
+# Sums that must have the bits of torch's operators: a multiplication and an addition stay two.
+EXACT_SOURCES = ("row_sums",)
+EXACT_FLAGS = ("-ffp-contract=off",)
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 NO_COMPILER = """
@@ -43,8 +46,10 @@ Install one (Debian, Ubuntu: apt-get install g++), or name it in CXX, and instal
 
 
 def flags_for(source: str) -> list[str]:
-    """Flags a source gets besides the common ones; none off x86, where those files compile to nothing."""
+    """Flags a source gets besides the common ones; off x86 none for an instruction set: those compile to nothing."""
     stem = Path(source).stem
+    if stem in EXACT_SOURCES:
+        return list(EXACT_FLAGS)
     suffixes = [suffix for suffix in FLAGS_BY_SUFFIX if stem.endswith(suffix)]
     return list(FLAGS_BY_SUFFIX[max(suffixes, key=len)]) if suffixes and IS_X86 else []
 

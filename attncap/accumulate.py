@@ -160,11 +160,7 @@ class Accumulator:
             for name in names
         ]
         served = all(row_sums_cpu.serves(one) for one in rows)
-        sequences = (row_sums_cpu if served else row_sums).reduce(rows, members, heads.numbers)
-        if len(heads.numbers) < heads.total:
-            sequences = sequences.among(heads.numbers, heads.total)
-        for group, places in members.items():
-            merge([one.states[group] for one in rows], sequences if places is None else sequences.pick(places))
+        (row_sums_cpu if served else row_sums).add(rows, members, heads.numbers)
 
     def _state(self, module: str, group: str, name: str, like: Tensor) -> Moments:
         by_name = self._moments.setdefault(module, {}).setdefault(group, {})

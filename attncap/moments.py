@@ -31,11 +31,10 @@ class Moments:
     @classmethod
     def empty(cls, heads: int, device: torch.device, bins: int) -> Moments:
         """A summary of nothing; `bins` = 0 for no histogram."""
-        zeros = torch.zeros(heads, dtype=torch.float64, device=device)
-        none = torch.zeros(heads, dtype=torch.int64, device=device)
-        infinite = torch.full_like(zeros, torch.inf)
+        none, mean = (torch.zeros(2, heads, dtype=dtype, device=device) for dtype in (torch.int64, torch.float64))
+        infinite = torch.full((heads,), torch.inf, dtype=torch.float64, device=device)
         counts = torch.zeros(heads, bins, dtype=torch.int64, device=device) if bins else None
-        return cls(none, none, zeros, zeros, infinite, -infinite, counts)
+        return cls(none[0], none[1], mean[0], mean[1], infinite, -infinite, counts)
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,9 @@ class Sequences:
         return Sequences(*(pick(getattr(self, field.name), places, 1) for field in fields(self)))
 
     def among(self, numbers: Sequence[int], total: int) -> Sequences:
-        """The same heads under their numbers among more, of which the others count nothing."""
+        """The same heads under their numbers among so many in all, of which the others count nothing."""
+        if len(numbers) == total:
+            return self
         blanks = Moments.empty(1, self.count.device, 0)
         places = {number: place for place, number in enumerate(numbers)}
         found = {}
@@ -74,11 +75,6 @@ class Sequences:
             columns = [values[..., places[number]] if number in places else blank for number in range(total)]
             found[field.name] = torch.stack(columns, dim=-1)
         return Sequences(**found)
-
-    @classmethod
-    def joined(cls, parts: list[Sequences]) -> Sequences:
-        """Parts of the statistics put together."""
-        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 def pick(tensor: Tensor, places: list[int], dim: int) -> Tensor:

@@ -11,38 +11,39 @@ import torch
 from torch import Tensor
 
 from attncap import histogram
-from attncap.moments import Moments, RowValues, Sequences, fold, pick
+from attncap.moments import Moments, RowValues, Sequences, fold, merge, pick
 
 # How many float64 values are reduced at once, in few launches.
 _CHUNK = 1 << 24
 
 
-def reduce(
-    statistics: Sequence[RowValues], members: Mapping[str, list[int] | None], numbers: Sequence[int]
-) -> Sequences:
-    """Each sequence of each statistic reduced by itself, and its rows counted in the histogram of its group.
+def add(statistics: Sequence[RowValues], members: Mapping[str, list[int] | None], numbers: Sequence[int]) -> None:
+    """Count rows in the summaries that they go to.
 
     Args:
         statistics: S of them, all of one shape (B, H, N); several are packed together so that there are few operations.
         members: group -> the places of its sequences in the batch, None for all of them.
-        numbers: of the H heads, among those that the histograms are of.
+        numbers: of the H heads, among those that the summaries are of.
     """
     first = statistics[0].values
     step = max(1, _CHUNK // max(1, first.numel()))
-    parts = []
     for start in range(0, len(statistics), step):
         pack = statistics[start : start + step]
         packed = torch.stack([one.values.to(torch.float64) for one in pack])
         asked = torch.stack([one.counted for one in pack])
         finite = (packed - packed == 0) & asked  # x - x is NaN for a non-finite x
-        parts.append(_moments(packed, finite, asked.sum(-1)))
-        for one, counts in zip(pack, finite, strict=True):
-            for group, places in members.items():
+        sequences = _moments(packed, finite, asked.sum(-1)).among(numbers, _heads(pack[0]))
+        for group, places in members.items():
+            merge([one.states[group] for one in pack], sequences if places is None else sequences.pick(places))
+            for one, counts in zip(pack, finite, strict=True):
                 values, counted = one.values, counts
                 if places is not None:
                     values, counted = pick(values, places, 0), pick(counts, places, 0)
                 _count_bins(one.states[group], values, counted, numbers, one.signed)
-    return Sequences.joined(parts)
+
+
+def _heads(rows: RowValues) -> int:
+    return len(next(iter(rows.states.values())).count)
 
 
 def _moments(packed: Tensor, counts: Tensor, asked: Tensor) -> Sequences:

@@ -10,6 +10,7 @@
 namespace py = pybind11;
 using attncap::Array;
 using attncap::DType;
+using attncap::Moments;
 using attncap::Problem;
 using attncap::RowValues;
 using attncap::Sequence;
@@ -76,20 +77,29 @@ PYBIND11_MODULE(_C, m) {
             attncap::attention(problem, isa.c_str());
         },
         py::arg("problem"), "Runs one call on the CPU.");
+    py::class_<Moments>(m, "Moments")
+        .def(py::init([](uintptr_t count, uintptr_t nonfinite, uintptr_t mean, uintptr_t m2, uintptr_t low,
+                         uintptr_t high, uintptr_t histogram, int64_t bins) {
+                 const auto integers = [](uintptr_t address) { return reinterpret_cast<int64_t*>(address); };
+                 const auto floats = [](uintptr_t address) { return reinterpret_cast<double*>(address); };
+                 return Moments{integers(count), integers(nonfinite), floats(mean),        floats(m2),
+                                floats(low),     floats(high),        integers(histogram), bins};
+             }),
+             py::arg("count"), py::arg("nonfinite"), py::arg("mean"), py::arg("m2"), py::arg("low"), py::arg("high"),
+             py::arg("histogram"), py::arg("bins"));
     py::class_<RowValues>(m, "RowValues")
-        .def(py::init([](const Array& values, const Array& counted, const std::vector<uintptr_t>& histograms,
-                         int64_t bins,
-                         bool is_signed) { return RowValues{values, counted, histograms, bins, is_signed}; }),
-             py::arg("values"), py::arg("counted"), py::arg("histograms"), py::arg("bins"), py::arg("is_signed"));
+        .def(py::init([](const Array& values, const Array& counted, const std::vector<Moments>& moments,
+                         bool is_signed) { return RowValues{values, counted, moments, is_signed}; }),
+             py::arg("values"), py::arg("counted"), py::arg("moments"), py::arg("is_signed"));
     m.def(
-        "summarise",
-        [](const std::vector<RowValues>& statistics, int64_t batch, int64_t rows, const std::vector<int64_t>& heads,
-           uintptr_t integers, uintptr_t floats) {
-            attncap::summarise(statistics, batch, rows, heads, reinterpret_cast<int64_t*>(integers),
-                               reinterpret_cast<double*>(floats));
+        "add_rows",
+        [](const std::vector<RowValues>& statistics, int64_t batch, int64_t rows, const std::vector<int64_t>& heads) {
+            const std::string isa = wanted_isa();
+            py::gil_scoped_release release;
+            attncap::add_rows(statistics, batch, rows, heads, isa.c_str());
         },
-        py::arg("statistics"), py::arg("batch"), py::arg("rows"), py::arg("heads"), py::arg("integers"),
-        py::arg("floats"), py::call_guard<py::gil_scoped_release>(), "Sums up rows per sequence and head.");
+        py::arg("statistics"), py::arg("batch"), py::arg("rows"), py::arg("heads"),
+        "Counts rows in the summaries of their heads.");
     m.def(
         "fma_rate", [](double seconds) { return attncap::fma_rate(seconds, wanted_isa().c_str()); }, py::arg("seconds"),
         "GFLOP/s of one thread that multiplies and adds in registers alone.");

@@ -4,12 +4,14 @@
 #include <string>
 
 #include "cpu/problem.h"
+#include "cpu/row_sums.h"
 
 namespace attncap {
 
 #define ATTNCAP_DECLARE_ENTRIES(isa)              \
     void attention_##isa(const Problem& problem); \
-    double fma_rate_##isa(double seconds);
+    double fma_rate_##isa(double seconds);        \
+    RowSummary summarise_rows_##isa(const RowValues&, int64_t, int64_t, int64_t, int64_t*, RowScratch&);
 ATTNCAP_DECLARE_ENTRIES(avx512bf16)
 ATTNCAP_DECLARE_ENTRIES(avx512)
 ATTNCAP_DECLARE_ENTRIES(avx2)
@@ -21,11 +23,12 @@ struct InstructionSet {
     const char* name;
     void (*run)(const Problem&);
     double (*rate)(double);
+    SummariseRows summarise_rows;
     bool here;
 };
 
 #define ATTNCAP_SET(isa, here) \
-    InstructionSet { #isa, attention_##isa, fma_rate_##isa, here }
+    InstructionSet { #isa, attention_##isa, fma_rate_##isa, summarise_rows_##isa, here }
 
 // Widest first.
 const std::vector<InstructionSet>& known_sets() {
@@ -63,6 +66,8 @@ std::vector<const char*> instruction_sets() {
 }
 
 void attention(const Problem& problem, const char* isa) { chosen_set(isa).run(problem); }
+
+SummariseRows summarise_rows_of(const char* isa) { return chosen_set(isa).summarise_rows; }
 
 double fma_rate(double seconds, const char* isa) { return chosen_set(isa).rate(seconds); }
 

@@ -7,6 +7,7 @@
 #include <omp.h>
 #endif
 
+#include "cpu/head_rows.h"
 #include "cpu/peak.h"
 #include "cpu/row_block.h"
 
@@ -140,14 +141,18 @@ class Run {
 }  // namespace ATTNCAP_ISA
 
 // The entries of one instruction set.
-#define ATTNCAP_DEFINE_ENTRIES(isa)                  \
-    void attention_##isa(const Problem& problem) {   \
-        if (problem.query.dtype == DType::float64) { \
-            isa::Run<double>{problem}();             \
-        } else {                                     \
-            isa::Run<float>{problem}();              \
-        }                                            \
-    }                                                \
-    double fma_rate_##isa(double seconds) { return isa::fma_rate<float>(seconds); }
+#define ATTNCAP_DEFINE_ENTRIES(isa)                                                                                \
+    void attention_##isa(const Problem& problem) {                                                                 \
+        if (problem.query.dtype == DType::float64) {                                                               \
+            isa::Run<double>{problem}();                                                                           \
+        } else {                                                                                                   \
+            isa::Run<float>{problem}();                                                                            \
+        }                                                                                                          \
+    }                                                                                                              \
+    double fma_rate_##isa(double seconds) { return isa::fma_rate<float>(seconds); }                                \
+    RowSummary summarise_rows_##isa(const RowValues& from, int64_t b, int64_t h, int64_t rows, int64_t* histogram, \
+                                    RowScratch& scratch) {                                                         \
+        return isa::summarise_rows(from, b, h, rows, histogram, scratch);                                          \
+    }
 
 }  // namespace attncap
