@@ -193,10 +193,15 @@ def _launch(impl: str, call: Call, out: Tensor, stats: HeadStats) -> None:
 def _launch_backward(
     impl: str, call: Call, out: Tensor, stats: HeadStats, upstream: Upstream, gradients: Gradients
 ) -> None:
-    """Fill `gradients` for a call that `impl` computed; none has kernels for it yet."""
-    from attncap import gradients as in_torch
+    """Fill `gradients` for a call that `impl` computed."""
+    if impl == "triton":
+        from attncap_kernels import launch_backward
 
-    in_torch.attention(call, out, stats, upstream, gradients)
+        launch_backward.backward(call, out, stats, upstream, gradients)
+    else:
+        from attncap import gradients as in_torch
+
+        in_torch.attention(call, out, stats, upstream, gradients)
 
 
 def _dense_call(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> tuple[Call, str]:
