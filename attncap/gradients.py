@@ -35,7 +35,9 @@ from attncap import reference
 from attncap.types import HeadStats
 from attncap.validation import Call, Extras, Gradients, Span, Upstream
 
-_LARGEST_MAP = 1 << 22  # scores of one block of rows, all heads together
+# Scores of one block of rows, all heads together: on a CPU they stay in its caches, elsewhere few blocks are better.
+_LARGEST_MAP = {"cpu": 1 << 20}
+_LARGEST_MAP_ELSEWHERE = 1 << 24
 
 
 def attention(call: Call, out: Tensor, stats: HeadStats, upstream: Upstream, gradients: Gradients) -> None:
@@ -89,8 +91,9 @@ class _Block:
 
 
 def _blocks(call: Call, stats: HeadStats, upstream: Upstream) -> Iterator[_Block]:
+    largest = _LARGEST_MAP.get(call.query.device.type, _LARGEST_MAP_ELSEWHERE)
     for batch, row0, rows, key0, keys, offset in call.sequences:
-        step = max(1, _LARGEST_MAP // max(1, call.query.shape[1] * keys))
+        step = max(1, largest // max(1, call.query.shape[1] * keys))
         for first in range(0, rows, step):
             count = min(step, rows - first)
             yield _block(call, stats, upstream, (batch, row0 + first, count, key0, keys, offset + first))

@@ -101,7 +101,7 @@ def scaled_dot_product_attention(
 
     Raises:
         TypeError, ValueError: an argument is not what it should be; the message names it.
-        UnsupportedError: dropout_p is not 0, or an input requires grad.
+        UnsupportedError: dropout_p is not 0.
     """
     attend = attend_of_thread() or _attend_unrecorded
     return sdpa_by(attend, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)

@@ -44,7 +44,7 @@ def assert_matches_float64(out: Tensor, stats: HeadStats, case: Case, *, roundin
     allowed += roundings * OUT_ROUNDING[out.dtype] * scale
     assert out.dtype == case.value.dtype, f"out: {out.dtype}"
     assert out.shape == exact_out.shape, f"out: {tuple(out.shape)}, not {tuple(exact_out.shape)}"
-    _assert_within("out", out, exact_out, allowed)
+    assert_within("out", out, exact_out, allowed)
 
     plain_by_name, exact_by_name = dict(plain.items()), dict(exact.items())
     got_by_name = dict(stats.items())
@@ -59,12 +59,12 @@ def assert_matches_float64(out: Tensor, stats: HeadStats, case: Case, *, roundin
         assert got.dtype == compute, f"{name}: {got.dtype}"
         finite = want[want.isfinite()]
         allowed = FACTOR * worst(difference(plain_by_name[name], want)) + FLOOR[compute] * max(1.0, worst(finite.abs()))
-        _assert_within(name, got, want, allowed)
+        assert_within(name, got, want, allowed)
     if case.spec.topk:
         _assert_topk_keys(stats, exact, case)
 
 
-def _assert_within(name: str, got: Tensor, want: Tensor, allowed: float) -> None:
+def assert_within(name: str, got: Tensor, want: Tensor, allowed: float) -> None:
     off = difference(got, want)
     if worst(off) <= allowed:
         return

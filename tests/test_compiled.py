@@ -112,9 +112,10 @@ def test_there_is_room_for_more_captures_than_torch_compile_makes_graphs() -> No
     assert torch._dynamo.config.recompile_limit == limit
 
 
-def test_gradients_are_refused_in_a_graph_too() -> None:
+def test_statistics_with_gradients_are_refused_in_a_graph() -> None:
     graph = compiled(models.text_model("bert"))
-    with attncap.capture(graph), pytest.raises(Exception, match="requires grad"):
+    cap = attncap.capture(graph, keep="last", differentiable=True)
+    with cap, pytest.raises(Exception, match="differentiable: statistics do not leave a compiled graph"):
         graph(**BATCH)
 
 

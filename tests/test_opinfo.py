@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import attncap
 from attncap import UnsupportedError
 
+BOTH = (attncap.scaled_dot_product_attention, F.scaled_dot_product_attention)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -33,10 +34,10 @@ def operator() -> Any:
     return found
 
 
-def samples(operator: Any, dtype: torch.dtype, *, requires_grad: bool = False) -> Iterator[tuple[Any, dict[str, Any]]]:
+def samples(operator: Any, dtype: torch.dtype) -> Iterator[tuple[Any, dict[str, Any]]]:
     """(tensors, options) of each sample."""
     torch.manual_seed(0)
-    for sample in operator.sample_inputs("cpu", dtype, requires_grad=requires_grad):
+    for sample in operator.sample_inputs("cpu", dtype, requires_grad=False):
         yield (sample.input, *sample.args), sample.kwargs
 
 
@@ -91,12 +92,21 @@ def test_samples_with_dropout_are_refused_by_name(operator: Any, dtype: torch.dt
     assert refused >= 10
 
 
-def test_samples_that_require_grad_are_refused_by_name_and_serve_without(operator: Any) -> None:
-    for tensors, options in samples(operator, torch.float64, requires_grad=True):
+def test_samples_have_the_gradients_that_torch_finds(operator: Any) -> None:
+    """Of the mask too, where it is a floating one."""
+    masks = 0
+    for tensors, options in samples(operator, torch.float64):
         if options.get("dropout_p"):
             continue
-        with pytest.raises(UnsupportedError, match=r"query: requires grad.*torch\.no_grad\(\)"):
-            attncap.scaled_dot_product_attention(*tensors, **options)
-        with torch.no_grad():
-            found = attncap.scaled_dot_product_attention(*tensors, **options)
-        torch.testing.assert_close(found, F.scaled_dot_product_attention(*tensors, **options).detach())
+        leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+        mask = options.get("attn_mask")
+        if mask is not None and mask.is_floating_point():
+            mask = mask.detach().clone().requires_grad_()
+            options, masks = options | {"attn_mask": mask}, masks + 1
+            leaves.append(mask)
+        found, expected = (function(*leaves[:3], **options) for function in BOTH)
+        weight = torch.randn_like(found)
+        pairs = (torch.autograd.grad((out * weight).sum(), leaves) for out in (found, expected))
+        for one, other in zip(*pairs, strict=True):
+            torch.testing.assert_close(one, other)
+    assert masks

@@ -31,8 +31,8 @@ HEAVY = (
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "extras", "claims", "parts"),
     ("validation",),
-    ("reference", "cpu", "qualification", "annotations", "layers", "_C"),
-    ("dispatch", "ops"),
+    ("reference", "gradients", "cpu", "qualification", "annotations", "layers", "_C"),
+    ("dispatch", "ops", "autograd"),
     ("api", "sdpa", "mha", "nn"),
     ("tags", "capture", "adapters", "accumulate", "accumulate_io", "histogram", "moments", "row_sums", "row_sums_cpu"),
     ("store", "workers", "team", "corpus", "corpus_readers", "models", "progress"),

@@ -87,7 +87,7 @@ class MultiheadAttention(nn.MultiheadAttention):
 
         Raises:
             TypeError, ValueError: an argument is not what it should be; the message names it.
-            UnsupportedError: dropout in training mode, an input requires grad, nested tensors.
+            UnsupportedError: dropout in training mode, nested tensors.
         """
         swaps = self.batch_first and query.dim() == 3
         if swaps:
