@@ -40,6 +40,30 @@ def mask_from_rows(
     return total_MN
 
 
+@triton.jit
+def own_of_mask(
+    inputs, rows, keys, batches, OVER_BATCHES: tl.constexpr, OVER_HEADS: tl.constexpr, OVER_ROWS: tl.constexpr,
+    OVER_KEYS: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """(tile of keys, block of rows, head, batch) that a program begins with, and how many it walks over of the last."""
+    blocks, tiles = tl.cdiv(rows, P.BLOCK_M), tl.cdiv(keys, P.BLOCK_N)
+    rest = tl.program_id(0)
+    tile, block, head = rest * 0, rest * 0, rest * 0
+    block_count, head_count, batch_count = blocks, inputs.heads, batches
+    if not OVER_KEYS:
+        tile = rest % tiles
+        rest //= tiles
+    if not OVER_ROWS:
+        block, block_count = rest % blocks, 1
+        rest //= blocks
+    if not OVER_HEADS:
+        head, head_count = rest % inputs.heads, 1
+        rest //= inputs.heads
+    if not OVER_BATCHES:
+        batch_count = 1
+    return tile, block, head, rest.to(tl.int64), (block_count, head_count, batch_count)
+
+
 @triton.jit(do_not_specialize=[*LENGTHS, "sink", "diagonal"])
 def backward_mask(
     inputs, given, gradient, sign, scale, softcap, rows, keys, offset, total_rows, left, right, sink, diagonal,
@@ -48,39 +72,25 @@ def backward_mask(
 ):  # fmt: skip
     """One program for each tile of the mask itself, whose sizes are 1 where it is broadcast."""
     numbers = Numbers(sign, scale, softcap, left, right, sink, diagonal)
-    blocks, tiles = tl.cdiv(rows, P.BLOCK_M), tl.cdiv(keys, P.BLOCK_N)
-    rest = tl.program_id(0)
-    own, first_block, last_block = 0, 0, blocks
-    if not OVER_KEYS:
-        own = rest % tiles * P.BLOCK_N
-        rest //= tiles
-    if not OVER_ROWS:
-        first_block = rest % blocks
-        last_block = first_block + 1
-        rest //= blocks
-    first_head, last_head, first_batch, last_batch = 0, inputs.heads, 0, batches
-    if not OVER_HEADS:
-        first_head = rest % inputs.heads
-        last_head = first_head + 1
-        rest //= inputs.heads
-    if not OVER_BATCHES:
-        first_batch, last_batch = rest, rest + 1
-    sequence = (rest * 0, rows, rest * 0, keys, offset)
+    tile, block, head, batch, (block_count, head_count, batch_count) = own_of_mask(
+        inputs, rows, keys, batches, OVER_BATCHES, OVER_HEADS, OVER_ROWS, OVER_KEYS, P
+    )
+    sequence = (tile * 0, rows, tile * 0, keys, offset)
     total_MN = tl.zeros([P.BLOCK_M, P.BLOCK_N], tl.float32)
-    for batch in range(first_batch, last_batch):
-        for head in range(first_head, last_head):
-            for block in range(first_block, last_block):
+    for batch_step in range(batch_count):
+        for head_step in range(head_count):
+            for block_step in range(block_count):
                 total_MN = mask_from_rows(
-                    total_MN, inputs, given, numbers, batch.to(tl.int64), head, block, sequence, total_rows, own,
-                    OVER_KEYS, P,
+                    total_MN, inputs, given, numbers, batch + batch_step, head + head_step, block + block_step,
+                    sequence, total_rows, tile * P.BLOCK_N, OVER_KEYS, P,
                 )  # fmt: skip
     if OVER_KEYS:
         total_MN = tl.sum(total_MN, 1, keep_dims=True)
     if OVER_ROWS:
         total_MN = tl.sum(total_MN, 0, keep_dims=True)
-    row = first_block * P.BLOCK_M + tl.arange(0, total_MN.shape[0])[:, None]
-    key = own + tl.arange(0, total_MN.shape[1])[None, :]
-    place = first_batch * gradient.s0 + first_head * gradient.s1
+    row = block * P.BLOCK_M + tl.arange(0, total_MN.shape[0])[:, None]
+    key = tile * P.BLOCK_N + tl.arange(0, total_MN.shape[1])[None, :]
+    place = batch * gradient.s0 + head.to(tl.int64) * gradient.s1
     pointer = gradient.ptr + place + row.to(tl.int64) * gradient.s2 + key.to(tl.int64) * gradient.s3
     tl.store(pointer, total_MN.to(gradient.ptr.dtype.element_ty), mask=(row < rows) & (key < keys))
 
@@ -114,7 +124,8 @@ def backward_features(
     _, rows, key0, keys, offset = sequence
     begin, _, _, end = rows_of_keys(numbers, start, rows, keys, offset, P)
     totals = (tl.zeros([P.BLOCK_N], tl.float32),) * FEATURES_AT_ONCE
-    for head in range(inputs.heads):
+    for step in range(inputs.heads):
+        head = start * 0 + step
         first = block_of_rows(inputs, batch, head, 0, 0, sequence, total_rows, P)
         key_DN = load_key_tile(inputs, first, start, True, P)
         for block in tl.range(begin, end):

@@ -79,10 +79,10 @@ def backward_keys(
     value_NE = load_keys(inputs.value, first, start, 0, P.BLOCK_N, P.E, P.PAD_E, False, True, P.WIDE)
     dkey_ND = tl.zeros([P.BLOCK_N, P.PAD_D], tl.float32)
     dvalue_NE = tl.zeros([P.BLOCK_N, P.PAD_E], tl.float32)
-    for head in range(key_head * group, key_head * group + group):
+    for member in range(group):
         dkey_ND, dvalue_NE = from_head(
-            dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch, head,
-            sequence, total_rows, start, P,
+            dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch,
+            key_head * group + member, sequence, total_rows, start, P,
         )  # fmt: skip
     _, _, key0, keys, _ = sequence
     exists = start + tl.arange(0, P.BLOCK_N) < keys

@@ -81,8 +81,8 @@ class _Backward:
         blocks, table = call.blocks(tiles.rows)
         rows, keys, offset = call.lengths
         backward_levels[(blocks * call.heads,)](
-            call.inputs(table), self.given, array(out), self.weights.first_level, *call.numbers,
-            blocks if call.packed else rows, keys, offset, call.query.shape[2], *call.window, WALK=self.weights.walk,
+            call.inputs(table), self.given, array(out), self.weights.first_level, self.weights.largest_key,
+            *call.numbers, blocks if call.packed else rows, keys, offset, call.query.shape[2], *call.window, WALK=self.weights.walk,
             P=self._plan(tiles), num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
 
@@ -145,9 +145,10 @@ class _Weights:
         mask = call.extras.query_mask
         self.counted = self.sees if mask is None else self.sees & mask[:, None]
         self.chosen, self.chosen_key = self._chosen()
+        self.largest_key = self.chosen_key if stats.topk_index is None else None  # still to be found
         received = upstream.received_mass
         self.received = None if received is None else received.float().contiguous()
-        self.walk = call.mask == 2 or received is not None or (self.chosen is not None and self.stats.topk_index is None)
+        self.walk = call.mask == 2 or received is not None or self.largest_key is not None
         self.first_level = self._first_level()
 
     def of(self, name: str) -> Tensor | None:

@@ -21,7 +21,7 @@ NO_KEY = tl.constexpr(2**31 - 1)
 
 @triton.jit
 def walk_tile(
-    m, l, received, best, query_MD, inputs, given, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr
+    m, l, received, best, query_MD, inputs, given, largest_key, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr
 ):
     """(m, l, sum of 2^t dreceived, first key of the largest x) after keys start .. start + N - 1."""
     unit = unit_of(score_of_x(numbers, P))
@@ -32,7 +32,7 @@ def walk_tile(
     _, factor = rescale(m, new_m, unit)
     p_MN = tl.exp2(relative_bits(x_MN, new_m, unit, MASKED, P))
     key = start + tl.arange(0, P.BLOCK_N)
-    if given.chosen_key is not None:
+    if largest_key is not None:
         first = tl.min(tl.where(x_MN == largest[:, None], key[None, :], NO_KEY), 1)
         best = tl.where(largest > m, first, best)
     if given.received_mass is not None:
@@ -42,7 +42,7 @@ def walk_tile(
 
 
 @triton.jit
-def walk(inputs, given, numbers, rows, P: tl.constexpr):
+def walk(inputs, given, largest_key, numbers, rows, P: tl.constexpr):
     """(m, l, sum of 2^t dreceived, first key of the largest x) over all keys."""
     query_MD = load_queries(inputs.query, numbers.sign, rows, 0, P.D, P.PAD_D, P)
     begin, whole_begin, whole_end, end = seen_range(numbers, rows, P)
@@ -53,26 +53,26 @@ def walk(inputs, given, numbers, rows, P: tl.constexpr):
     if P.LEFT or P.MASK != 0:
         for start in tl.range(begin, whole_begin, P.BLOCK_N):
             m, l, received, best = walk_tile(
-                m, l, received, best, query_MD, inputs, given, numbers, rows, start, True, P
+                m, l, received, best, query_MD, inputs, given, largest_key, numbers, rows, start, True, P
             )
     if P.MASK == 0:
         for start in tl.range(whole_begin, whole_end, P.BLOCK_N):
             m, l, received, best = walk_tile(
-                m, l, received, best, query_MD, inputs, given, numbers, rows, start, False, P
+                m, l, received, best, query_MD, inputs, given, largest_key, numbers, rows, start, False, P
             )
         for start in tl.range(whole_end, end, P.BLOCK_N):
             m, l, received, best = walk_tile(
-                m, l, received, best, query_MD, inputs, given, numbers, rows, start, True, P
+                m, l, received, best, query_MD, inputs, given, largest_key, numbers, rows, start, True, P
             )
     return m, l, received, best
 
 
 @triton.jit(do_not_specialize=LENGTHS)
 def backward_levels(
-    inputs, given, out, first_level, sign, scale, softcap, rows, keys, offset, total_rows, left, right,
+    inputs, given, out, first_level, largest_key, sign, scale, softcap, rows, keys, offset, total_rows, left, right,
     WALK: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """One program for each tile of rows: what `given` points to of level, peak, bits and chosen_key is written."""
+    """One program for each tile of rows: level, peak and bits of `given` are written, and `largest_key`."""
     numbers = Numbers(sign, scale, softcap, left, right, 0, 0)
     here = locate(inputs, tl.program_id(0), 0, rows, keys, offset, total_rows, P)
     at, exists = here.statistic, here.exists
@@ -85,7 +85,7 @@ def backward_levels(
     if first_level is not None:
         level += tl.load(first_level + at, mask=exists, other=0.0)
     if WALK:
-        m, l, received, best = walk(inputs, given, numbers, here, P)
+        m, l, received, best = walk(inputs, given, largest_key, numbers, here, P)
         sees_any = sees_keys(l)
         factor = tl.full([P.BLOCK_M], 1.0, tl.float32)
         if inputs.sink_logits is not None:
@@ -97,6 +97,6 @@ def backward_levels(
             tl.store(given.bits + at, tl.log2(l), mask=exists)
         if given.received_mass is not None:
             level += tl.where(here.counted & sees_any, received * factor / l, 0.0)
-        if given.chosen_key is not None:
-            tl.store(given.chosen_key + at, best, mask=exists)
+        if largest_key is not None:
+            tl.store(largest_key + at, best, mask=exists)
     tl.store(given.level + at, level, mask=exists)
