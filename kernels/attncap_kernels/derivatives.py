@@ -26,6 +26,7 @@ from attncap_kernels.scores import (
     product_in_steps,
     score_of_x,
     seen_scores,
+    tile_dot,
     tile_product,
     x_of_product,
 )
@@ -71,10 +72,11 @@ def load_weights(given, rows, P: tl.constexpr):
 
 @triton.jit
 def load_weight(pointer, rows):
-    """[M], or 0 where there is none."""
-    if pointer is None:
-        return 0.0
-    return tl.load(pointer + rows.statistic, mask=rows.exists, other=0.0)
+    """[M], 0 where there is none."""
+    weight = rows.statistic * 0.0
+    if pointer is not None:
+        weight = tl.load(pointer + rows.statistic, mask=rows.exists, other=0.0)
+    return weight
 
 
 @triton.jit
@@ -104,10 +106,10 @@ def tile_probabilities(query, key, weights, inputs, numbers, rows, start, MASKED
 def by_output(derivative, value, inputs, given, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
     """dout . v of dout [M, E] and values ([E, N], or [N, E] if TRANSPOSED)."""
     if P.STEP_D < P.PAD_E:
-        return product_in_steps(given.out, inputs.value, 1.0, rows, start, P.E, P.PAD_E, MASKED, P)
-    if P.TRANSPOSED:
-        return tl.dot(value, tl.trans(derivative), input_precision=P.DOT)
-    return tl.dot(derivative, value, input_precision=P.DOT)
+        product = product_in_steps(given.out, inputs.value, 1.0, rows, start, P.E, P.PAD_E, MASKED, P)
+    else:
+        product = tile_dot(derivative, value, P)
+    return product
 
 
 @triton.jit

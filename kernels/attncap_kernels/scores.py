@@ -57,16 +57,30 @@ def mask_rows(inputs, rows):
 def over_rows(value, P: tl.constexpr):
     """A number for each row, to be spread over a tile of scores."""
     if P.TRANSPOSED:
-        return value[None, :]
-    return value[:, None]
+        spread = value[None, :]
+    else:
+        spread = value[:, None]
+    return spread
 
 
 @triton.jit
 def over_keys(value, P: tl.constexpr):
     """A number for each key, to be spread over a tile of scores."""
     if P.TRANSPOSED:
-        return value[:, None]
-    return value[None, :]
+        spread = value[:, None]
+    else:
+        spread = value[None, :]
+    return spread
+
+
+@triton.jit
+def tile_dot(of_rows, of_keys, P: tl.constexpr):
+    """Tile of products of what rows [M, .] and keys ([., N], or [N, .] if TRANSPOSED) have."""
+    if P.TRANSPOSED:
+        product = tl.dot(of_keys, tl.trans(of_rows), input_precision=P.DOT)
+    else:
+        product = tl.dot(of_rows, of_keys, input_precision=P.DOT)
+    return product
 
 
 @triton.jit
@@ -85,10 +99,7 @@ def product_in_steps(
     for column in tl.range(0, PAD, STEP):
         row_MS = load_queries(of_rows, sign, rows, column, DIM, STEP, P)
         key_SN = load_keys(of_keys, rows, start, column, P.BLOCK_N, DIM, STEP, not P.TRANSPOSED, MASKED, P.WIDE)
-        if P.TRANSPOSED:
-            product = tl.dot(key_SN, tl.trans(row_MS), product, input_precision=P.DOT)
-        else:
-            product = tl.dot(row_MS, key_SN, product, input_precision=P.DOT)
+        product += tile_dot(row_MS, key_SN, P)
     return product
 
 
@@ -96,10 +107,10 @@ def product_in_steps(
 def tile_product(query, key, inputs, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
     """Products of queries [M, D] and keys ([D, N], or [N, D] if TRANSPOSED), one of which has the scale's sign."""
     if P.STEP_D < P.PAD_D:
-        return product_in_steps(inputs.query, inputs.key, numbers.sign, rows, start, P.D, P.PAD_D, MASKED, P)
-    if P.TRANSPOSED:
-        return tl.dot(key, tl.trans(query), input_precision=P.DOT)
-    return tl.dot(query, key, input_precision=P.DOT)
+        product = product_in_steps(inputs.query, inputs.key, numbers.sign, rows, start, P.D, P.PAD_D, MASKED, P)
+    else:
+        product = tile_dot(query, key, P)
+    return product
 
 
 @triton.jit
