@@ -6,10 +6,10 @@
 import triton
 import triton.language as tl
 
-from attncap_kernels.derivatives import load_weights, tile_derivatives, tile_probabilities
+from attncap_kernels.derivatives import load_weights, signed, tile_bits, tile_derivatives
 from attncap_kernels.received import rows_of_keys
-from attncap_kernels.records import LENGTHS, Numbers
-from attncap_kernels.rows import block_of_rows, load_keys, load_queries, load_rows, locate_keys
+from attncap_kernels.records import LENGTHS
+from attncap_kernels.rows import block_of_rows, load_keys, load_rows, locate_keys
 from attncap_kernels.scores import load_key_tile, seen_range
 
 FEATURES_AT_ONCE = tl.constexpr(4)
@@ -22,11 +22,11 @@ def mask_from_rows(
 ):  # fmt: skip
     """The sum after one block of rows and the tile of keys from `own` on, or all tiles if OVER_KEYS."""
     rows = block_of_rows(inputs, batch, head, block, 0, sequence, total_rows, P)
-    query_MD = load_queries(inputs.query, numbers.sign, rows, 0, P.D, P.PAD_D, P)
+    query_MD = load_rows(inputs.query, rows, 0, P.D, P.PAD_D, True, P)
     derivative_ME = query_MD
     if given.out is not None:
         derivative_ME = load_rows(given.out, rows, 0, P.E, P.PAD_E, True, P)
-    weights = load_weights(given, rows, P)
+    weights = load_weights(given, rows, True, P)
     begin, _, _, end = seen_range(numbers, rows, P)
     if not OVER_KEYS:
         begin, end = tl.maximum(begin, own), tl.minimum(end, own + P.BLOCK_N)
@@ -71,7 +71,7 @@ def backward_mask(
     P: tl.constexpr,
 ):  # fmt: skip
     """One program for each tile of the mask itself, whose sizes are 1 where it is broadcast."""
-    numbers = Numbers(sign, scale, softcap, left, right, sink, diagonal)
+    numbers = signed(sign, scale, softcap, left, right, sink, diagonal)
     tile, block, head, batch, (block_count, head_count, batch_count) = own_of_mask(
         inputs, rows, keys, batches, OVER_BATCHES, OVER_HEADS, OVER_ROWS, OVER_KEYS, P
     )
@@ -100,10 +100,10 @@ def features_from_rows(totals, key_DN, inputs, given, numbers, batch, head, bloc
                        P: tl.constexpr):  # fmt: skip
     """The sums of FEATURES_AT_ONCE features after one block of rows."""
     rows = block_of_rows(inputs, batch, head, block, 0, sequence, total_rows, P)
-    query_MD = load_queries(inputs.query, numbers.sign, rows, 0, P.D, P.PAD_D, P)
-    weights = load_weights(given, rows, P)
-    _, x_MN, t_MN = tile_probabilities(query_MD, key_DN, weights, inputs, numbers, rows, start, True, P)
-    p_MN = tl.where(x_MN == float("-inf"), 0.0, tl.exp2(t_MN))
+    query_MD = load_rows(inputs.query, rows, 0, P.D, P.PAD_D, True, P)
+    weights = load_weights(given, rows, True, P)
+    _, t_MN, _ = tile_bits(query_MD, key_DN, weights, inputs, numbers, rows, start, True, P)
+    p_MN = tl.exp2(t_MN)
     sums = ()
     for index in tl.static_range(FEATURES_AT_ONCE):
         feature = chunk * FEATURES_AT_ONCE + index
@@ -118,7 +118,7 @@ def backward_features(
     inputs, given, gradient, sign, scale, softcap, rows, keys, offset, total_rows, left, right, P: tl.constexpr
 ):
     """One program for each tile of keys, batch entry and FEATURES_AT_ONCE features."""
-    numbers = Numbers(sign, scale, softcap, left, right, 0, 0)
+    numbers = signed(sign, scale, softcap, left, right, 0, 0)
     batch, _, start, sequence = locate_keys(inputs, tl.program_id(0), 1, rows, keys, offset, P)
     chunk = tl.program_id(1)
     _, rows, key0, keys, offset = sequence

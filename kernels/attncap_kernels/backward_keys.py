@@ -8,57 +8,38 @@ Tiles are [N, M], so that probabilities are a factor of products as they come ou
 import triton
 import triton.language as tl
 
-from attncap_kernels.derivatives import load_weights, tile_derivatives
+from attncap_kernels.derivatives import load_weights, signed, tile_derivatives
 from attncap_kernels.received import rows_of_keys
-from attncap_kernels.records import LENGTHS, Numbers
+from attncap_kernels.records import LENGTHS
 from attncap_kernels.rows import block_of_rows, load_keys, load_rows, locate_keys, store_block
 
 
 @triton.jit
-def from_rows(
-    dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch, head, block,
-    sequence, total_rows, start, MASKED: tl.constexpr, P: tl.constexpr,
+def from_blocks(
+    dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch, key_head,
+    begin, end, sequence, total_rows, start, MASKED: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """The sums after one block of rows."""
-    rows = block_of_rows(inputs, batch, head, block, 0, sequence, total_rows, P)
-    query_MD = load_rows(inputs.query, rows, 0, P.D, P.PAD_D, MASKED, P)
-    derivative_ME = query_MD
-    if given.out is not None:
-        derivative_ME = load_rows(given.out, rows, 0, P.E, P.PAD_E, MASKED, P)
-    weights = load_weights(given, rows, P)
-    p_NM, _, dproduct_NM = tile_derivatives(
-        query_MD, key_ND, derivative_ME, value_NE, weights, inputs, given, numbers, rows, start, MASKED, P
-    )
-    if value_gradient is not None:
-        dvalue_NE = tl.dot(p_NM.to(derivative_ME.dtype), derivative_ME, dvalue_NE, input_precision=P.DOT)
-    if key_gradient is not None:
-        dkey_ND = tl.dot(dproduct_NM.to(query_MD.dtype), query_MD, dkey_ND, input_precision=P.DOT)
-    return dkey_ND, dvalue_NE
-
-
-@triton.jit
-def from_head(
-    dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch, head, sequence,
-    total_rows, start, P: tl.constexpr,
-):  # fmt: skip
-    """The sums after all rows of a query head."""
-    _, rows, _, keys, offset = sequence
-    begin, whole_begin, whole_end, end = rows_of_keys(numbers, start, rows, keys, offset, P)
-    for block in tl.range(begin, whole_begin):
-        dkey_ND, dvalue_NE = from_rows(
-            dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch, head,
-            block, sequence, total_rows, start, True, P,
-        )  # fmt: skip
-    for block in tl.range(whole_begin, whole_end):
-        dkey_ND, dvalue_NE = from_rows(
-            dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch, head,
-            block, sequence, total_rows, start, False, P,
-        )  # fmt: skip
-    for block in tl.range(whole_end, end):
-        dkey_ND, dvalue_NE = from_rows(
-            dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch, head,
-            block, sequence, total_rows, start, True, P,
-        )  # fmt: skip
+    """The sums after blocks begin .. end - 1 of the rows of each query head."""
+    group = inputs.heads // inputs.key_heads
+    head, block = key_head * group, begin
+    for _ in tl.range(0, group * (end - begin)):
+        rows = block_of_rows(inputs, batch, head, block, 0, sequence, total_rows, P)
+        query_MD = load_rows(inputs.query, rows, 0, P.D, P.PAD_D, MASKED, P)
+        derivative_ME = query_MD
+        if given.out is not None:
+            derivative_ME = load_rows(given.out, rows, 0, P.E, P.PAD_E, MASKED, P)
+        weights = load_weights(given, rows, MASKED, P)
+        p_NM, _, dproduct_NM = tile_derivatives(
+            query_MD, key_ND, derivative_ME, value_NE, weights, inputs, given, numbers, rows, start, MASKED, P
+        )
+        if value_gradient is not None:
+            dvalue_NE = tl.dot(p_NM.to(derivative_ME.dtype), derivative_ME, dvalue_NE, input_precision=P.DOT)
+        if key_gradient is not None:
+            dkey_ND = tl.dot(dproduct_NM.to(query_MD.dtype), query_MD, dkey_ND, input_precision=P.DOT)
+        # One loop over heads and blocks, so that loads of the next head do not wait for this one's end.
+        is_last = block == end - 1
+        head = tl.where(is_last, head + 1, head)
+        block = tl.where(is_last, begin, block + 1)
     return dkey_ND, dvalue_NE
 
 
@@ -68,28 +49,34 @@ def backward_keys(
     sink, diagonal, P: tl.constexpr,
 ):  # fmt: skip
     """One program for each tile of keys, key head and batch entry."""
-    numbers = Numbers(sign, scale, softcap, left, right, sink, diagonal)
-    batch, key_head, start, sequence = locate_keys(
-        inputs, tl.program_id(0), inputs.key_heads, rows, keys, offset, P
-    )
-    group = inputs.heads // inputs.key_heads
-    first = block_of_rows(inputs, batch, key_head * group, 0, 0, sequence, total_rows, P)
+    numbers = signed(sign, scale, softcap, left, right, sink, diagonal)
+    batch, key_head, start, sequence = locate_keys(inputs, tl.program_id(0), inputs.key_heads, rows, keys, offset, P)
+    _, rows, key0, keys, offset = sequence
+    first_head = key_head * (inputs.heads // inputs.key_heads)
+    first = block_of_rows(inputs, batch, first_head, 0, 0, sequence, total_rows, P)
     key_ND = load_keys(inputs.key, first, start, 0, P.BLOCK_N, P.D, P.PAD_D, False, True, P.WIDE)
-    key_ND = (key_ND * sign).to(key_ND.dtype)
     value_NE = load_keys(inputs.value, first, start, 0, P.BLOCK_N, P.E, P.PAD_E, False, True, P.WIDE)
     dkey_ND = tl.zeros([P.BLOCK_N, P.PAD_D], tl.float32)
     dvalue_NE = tl.zeros([P.BLOCK_N, P.PAD_E], tl.float32)
-    for member in range(group):
-        dkey_ND, dvalue_NE = from_head(
+    begin, whole_begin, whole_end, end = rows_of_keys(numbers, start, rows, keys, offset, P)
+    dkey_ND, dvalue_NE = from_blocks(
+        dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch, key_head,
+        begin, whole_begin, sequence, total_rows, start, True, P,
+    )  # fmt: skip
+    if P.MASK == 0:
+        dkey_ND, dvalue_NE = from_blocks(
             dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch,
-            key_head * group + member, sequence, total_rows, start, P,
+            key_head, whole_begin, whole_end, sequence, total_rows, start, False, P,
         )  # fmt: skip
-    _, _, key0, keys, _ = sequence
+        dkey_ND, dvalue_NE = from_blocks(
+            dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch,
+            key_head, whole_end, end, sequence, total_rows, start, True, P,
+        )  # fmt: skip
     exists = start + tl.arange(0, P.BLOCK_N) < keys
     place = (key0 + start).to(tl.int64)
     if key_gradient is not None:
         base = key_gradient.ptr + batch * key_gradient.s0 + key_head.to(tl.int64) * key_gradient.s1
-        scaled_ND = dkey_ND * (sign * scale)
+        scaled_ND = dkey_ND * numbers.scale
         store_block(key_gradient, base + place * key_gradient.s2, exists, scaled_ND, P.D, P.PAD_D, P.BLOCK_N)
     if value_gradient is not None:
         base = value_gradient.ptr + batch * value_gradient.s0 + key_head.to(tl.int64) * value_gradient.s1

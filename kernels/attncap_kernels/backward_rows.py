@@ -6,10 +6,10 @@
 import triton
 import triton.language as tl
 
-from attncap_kernels.derivatives import load_weights, tile_derivatives
-from attncap_kernels.records import LENGTHS, Numbers
-from attncap_kernels.rows import load_keys, load_queries, load_rows, locate, store_block
-from attncap_kernels.scores import load_key_tile, score_of_x, seen_range
+from attncap_kernels.derivatives import load_weights, signed, tile_derivatives
+from attncap_kernels.records import LENGTHS
+from attncap_kernels.rows import load_keys, load_rows, locate, store_block
+from attncap_kernels.scores import load_key_tile, seen_range
 
 
 @triton.jit
@@ -32,13 +32,13 @@ def backward_rows(
     P: tl.constexpr,
 ):  # fmt: skip
     """One program for each tile of rows, query head and batch entry."""
-    numbers = Numbers(sign, scale, softcap, left, right, sink, diagonal)
+    numbers = signed(sign, scale, softcap, left, right, sink, diagonal)
     here = locate(inputs, tl.program_id(0), 0, rows, keys, offset, total_rows, P)
-    query_MD = load_queries(inputs.query, sign, here, 0, P.D, P.PAD_D, P)
+    query_MD = load_rows(inputs.query, here, 0, P.D, P.PAD_D, True, P)
     derivative_ME = query_MD
     if given.out is not None:
         derivative_ME = load_rows(given.out, here, 0, P.E, P.PAD_E, True, P)
-    weights = load_weights(given, here, P)
+    weights = load_weights(given, here, True, P)
     acc_MD = tl.zeros([P.BLOCK_M, P.PAD_D], tl.float32)
     begin, whole_begin, whole_end, end = seen_range(numbers, here, P)
     if P.LEFT or P.MASK != 0:
@@ -49,8 +49,6 @@ def backward_rows(
             acc_MD = from_keys(acc_MD, query_MD, derivative_ME, weights, inputs, given, numbers, here, start, False, P)
         for start in tl.range(whole_end, end, P.BLOCK_N):
             acc_MD = from_keys(acc_MD, query_MD, derivative_ME, weights, inputs, given, numbers, here, start, True, P)
-    # The product that scores are made of holds the sign of the scale.
-    acc_MD *= sign * scale
     base = gradient.ptr + here.batch * gradient.s0 + here.head.to(tl.int64) * gradient.s1
     base += (here.row0 + here.first_row).to(tl.int64) * gradient.s2
-    store_block(gradient, base, here.exists, acc_MD, P.D, P.PAD_D, P.BLOCK_M)
+    store_block(gradient, base, here.exists, acc_MD * numbers.scale, P.D, P.PAD_D, P.BLOCK_M)

@@ -9,7 +9,7 @@ With G_ij the loss's derivative by p_ij and t_ij = log2 p_ij,
          + sum_o doffset_mass_io [j = pos_i + o] + sum_t dtag_mass_it [tags match] + ddistance_i |j - pos_i|
          + 2 dcollision_i p_ij + dreceived_mass_j - dentropy_i log p_ij
 
-`chosen` holds what goes to a few keys alone: the largest, by dmax_logit_i, and the top k, each by p_ij dtopk_prob_ik.
+The product of query and key here has no sign of the scale in it: `numbers` are those of `signed`. `chosen` holds what goes to a few keys alone: the largest, by dmax_logit_i, and the top k, each by p_ij dtopk_prob_ik.
 Tiles are [M, N], or [N, M] where TRANSPOSED; below a tile has no letters.
 """
 
@@ -20,17 +20,18 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from attncap_kernels.records import Numbers
 from attncap_kernels.scores import (
     over_keys,
     over_rows,
     product_in_steps,
     score_of_x,
-    seen_scores,
     tile_dot,
     tile_product,
+    with_mask,
     x_of_product,
 )
-from attncap_kernels.softmax import LEAST_BITS, LN_2, LOG2_E, finite, unit_of
+from attncap_kernels.softmax import LEAST_BITS, LN_2, unit_of
 
 NOT_A_ROW = tl.constexpr(1e30)  # of which all probabilities are 0
 
@@ -49,57 +50,53 @@ class Weights(NamedTuple):
 
 
 @triton.jit
-def load_weights(given, rows, P: tl.constexpr):
-    """The numbers of a block of rows."""
-    at, exists = rows.statistic, rows.exists
-    if P.MASK == 2:
-        bits = tl.load(given.bits + at, mask=exists, other=NOT_A_ROW)
-        peak = tl.load(given.peak + at, mask=exists, other=0.0)
-    else:
-        bits = finite(tl.load(given.lse + at, mask=exists, other=NOT_A_ROW)) * LOG2_E
-        peak = bits
+def signed(sign, scale, softcap, left, right, sink, diagonal):
+    """Numbers whose scale has its sign: nothing is asked here of which score is the larger."""
+    return Numbers(1.0, sign * scale, softcap, left, right, sink, diagonal)
+
+
+@triton.jit
+def load_weights(given, rows, CHECK: tl.constexpr, P: tl.constexpr):
+    """The numbers of a block of rows, all of which exist unless CHECK."""
     return Weights(
-        bits,
-        peak,
-        tl.load(given.level + at, mask=exists, other=0.0),
-        load_weight(given.entropy, rows),
-        load_weight(given.collision, rows),
-        load_weight(given.sink_mass, rows),
-        load_weight(given.diagonal_mass, rows),
-        load_weight(given.distance, rows),
+        load_weight(given.bits, rows, NOT_A_ROW, CHECK),
+        load_weight(given.peak, rows, 0.0, CHECK),
+        load_weight(given.level, rows, 0.0, CHECK),
+        load_weight(given.entropy, rows, 0.0, CHECK),
+        load_weight(given.collision, rows, 0.0, CHECK),
+        load_weight(given.sink_mass, rows, 0.0, CHECK),
+        load_weight(given.diagonal_mass, rows, 0.0, CHECK),
+        load_weight(given.distance, rows, 0.0, CHECK),
     )
 
 
 @triton.jit
-def load_weight(pointer, rows):
-    """[M], 0 where there is none."""
-    weight = rows.statistic * 0.0
-    if pointer is not None:
-        weight = tl.load(pointer + rows.statistic, mask=rows.exists, other=0.0)
+def load_weight(pointer, rows, other, CHECK: tl.constexpr):
+    """[M], `other` for rows that do not exist; 0 where there is no pointer."""
+    if pointer is None:
+        weight = rows.statistic * 0.0
+    elif CHECK:
+        weight = tl.load(pointer + rows.statistic, mask=rows.exists, other=other)
+    else:
+        weight = tl.load(pointer + rows.statistic)
     return weight
 
 
 @triton.jit
-def probability_bits(x, weights, numbers, MASKED: tl.constexpr, P: tl.constexpr):
-    """t = log2 p, LEAST_BITS where hidden."""
+def tile_bits(query, key, weights, inputs, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
+    """(capped x, t, which are hidden) of keys start .. start + N - 1; p is 2^t, 0 where hidden."""
+    capped = x_of_product(tile_product(query, key, inputs, numbers, rows, start, MASKED, P), numbers, P)
+    x, hidden = capped, False
+    if MASKED:
+        x, hidden = with_mask(capped, inputs, numbers, rows, start, P)
     unit = unit_of(score_of_x(numbers, P))
     if P.MASK == 2:
         t = (x - over_rows(weights.peak, P)) * unit - over_rows(weights.bits, P)
     else:
         t = x * unit - over_rows(weights.bits, P)
     if MASKED:
-        t = tl.maximum(t, LEAST_BITS, propagate_nan=tl.PropagateNan.ALL)
-    return t
-
-
-@triton.jit
-def tile_probabilities(query, key, weights, inputs, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
-    """(capped x, x, t) of keys start .. start + N - 1; p is 2^t."""
-    capped = x_of_product(tile_product(query, key, inputs, numbers, rows, start, MASKED, P), numbers, P)
-    x = capped
-    if MASKED:
-        x = seen_scores(capped, inputs, numbers, rows, start, P)
-    return capped, x, probability_bits(x, weights, numbers, MASKED, P)
+        t = tl.maximum(tl.where(hidden, LEAST_BITS, t), LEAST_BITS, propagate_nan=tl.PropagateNan.ALL)
+    return capped, t, hidden
 
 
 @triton.jit
@@ -116,8 +113,8 @@ def by_output(derivative, value, inputs, given, rows, start, MASKED: tl.constexp
 def tile_derivatives(
     query, key, derivative, value, weights, inputs, given, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr
 ):
-    """(p, dscore, derivative by the product of query and scaled key) of keys start .. start + N - 1."""
-    capped, x, t = tile_probabilities(query, key, weights, inputs, numbers, rows, start, MASKED, P)
+    """(p, dscore, dproduct but for the scale) of keys start .. start + N - 1."""
+    capped, t, hidden = tile_bits(query, key, weights, inputs, numbers, rows, start, MASKED, P)
     p = tl.exp2(t)
     if given.out is None:
         by_probability = tl.zeros_like(p) - over_rows(weights.level, P)
@@ -130,7 +127,7 @@ def tile_derivatives(
     dscore = with_chosen(dscore, given, rows, start, P)
     if MASKED:
         # Values that are no numbers do not reach rows that do not see them.
-        dscore = tl.where(x == float("-inf"), 0.0, dscore)
+        dscore = tl.where(hidden, 0.0, dscore)
     dproduct = dscore
     if P.SOFTCAP:
         share = capped / numbers.softcap

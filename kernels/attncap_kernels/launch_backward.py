@@ -162,14 +162,13 @@ class _Weights:
     def given(self) -> Derivatives:
         call, new = self.call, torch.empty_like
         lse = self.stats.lse.contiguous()
-        relative = call.mask == 2
         offsets = self.of("offset_mass")
         return Derivatives(
             out=array(self.upstream.out),
             lse=lse,
             level=new(lse),
-            peak=new(lse) if relative else None,
-            bits=new(lse) if relative else None,
+            bits=new(lse),
+            peak=new(lse) if call.mask == 2 else None,
             **{name: self.of(name) for name in ("entropy", "collision", "sink_mass", "diagonal_mass", "distance")},
             offset_mass=offsets,
             offsets=None if offsets is None else offsets_on(call.spec.offsets, call.query.device),

@@ -14,7 +14,7 @@ from attncap_kernels.finish import null_x
 from attncap_kernels.records import LENGTHS, Numbers
 from attncap_kernels.rows import load_queries, load_rows, locate
 from attncap_kernels.scores import load_key_tile, score_of_x, seen_range, tile_scores
-from attncap_kernels.softmax import join_null_outcome, relative_bits, rescale, sees_keys, unit_of
+from attncap_kernels.softmax import LOG2_E, join_null_outcome, relative_bits, rescale, sees_keys, unit_of
 
 NO_KEY = tl.constexpr(2**31 - 1)
 
@@ -76,7 +76,9 @@ def backward_levels(
     numbers = Numbers(sign, scale, softcap, left, right, 0, 0)
     here = locate(inputs, tl.program_id(0), 0, rows, keys, offset, total_rows, P)
     at, exists = here.statistic, here.exists
-    sees = tl.load(given.lse + at, mask=exists, other=float("-inf")) != float("-inf")
+    lse = tl.load(given.lse + at, mask=exists, other=float("-inf"))
+    sees = lse != float("-inf")
+    bits = tl.where(sees, lse, 0.0) * LOG2_E
     level = tl.zeros([P.BLOCK_M], tl.float32)
     if given.out is not None:
         out_ME = load_rows(out, here, 0, P.E, P.PAD_E, True, P).to(tl.float32)
@@ -94,9 +96,10 @@ def backward_levels(
         l = tl.where(sees_any, l, 1.0)
         if given.peak is not None:
             tl.store(given.peak + at, tl.where(sees_any, m, 0.0), mask=exists)
-            tl.store(given.bits + at, tl.log2(l), mask=exists)
+            bits = tl.log2(l)
         if given.received_mass is not None:
             level += tl.where(here.counted & sees_any, received * factor / l, 0.0)
         if largest_key is not None:
             tl.store(largest_key + at, best, mask=exists)
     tl.store(given.level + at, level, mask=exists)
+    tl.store(given.bits + at, bits, mask=exists)

@@ -87,9 +87,9 @@ class Derivatives(NamedTuple):
 
     out: Any
     lse: Any  # (B, H, Q), that of every row
-    level: Any  # (B, H, Q)
-    peak: Any  # (B, H, Q) with a floating mask: t is relative to it, not to the lse
-    bits: Any  # (B, H, Q) and this is taken off
+    level: Any  # (B, H, Q) what derivatives by probabilities are relative to
+    bits: Any  # (B, H, Q) what makes scores probabilities: see Weights
+    peak: Any  # (B, H, Q) with a floating mask
     entropy: Any  # (B, H, Q)
     collision: Any
     sink_mass: Any

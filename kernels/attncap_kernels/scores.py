@@ -105,7 +105,7 @@ def product_in_steps(
 
 @triton.jit
 def tile_product(query, key, inputs, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
-    """Products of queries [M, D] and keys ([D, N], or [N, D] if TRANSPOSED), one of which has the scale's sign."""
+    """Products of queries [M, D], as `load_queries` gives them, and keys ([D, N], or [N, D] if TRANSPOSED)."""
     if P.STEP_D < P.PAD_D:
         product = product_in_steps(inputs.query, inputs.key, numbers.sign, rows, start, P.D, P.PAD_D, MASKED, P)
     else:
@@ -114,8 +114,8 @@ def tile_product(query, key, inputs, numbers, rows, start, MASKED: tl.constexpr,
 
 
 @triton.jit
-def seen_scores(x, inputs, numbers, rows, start, P: tl.constexpr):
-    """x with the bias of a floating mask, -inf where hidden."""
+def with_mask(x, inputs, numbers, rows, start, P: tl.constexpr):
+    """(x with the bias of a floating mask, which of the tile is hidden)."""
     column = over_keys(tl.arange(0, P.BLOCK_N), P)
     if P.RIGHT:
         hidden = column > over_rows(tl.minimum(rows.position + numbers.right, rows.keys - 1) - start, P)
@@ -133,7 +133,7 @@ def seen_scores(x, inputs, numbers, rows, start, P: tl.constexpr):
             bias = entry.to(tl.float32)
             hidden = hidden | (bias == float("-inf"))
             x += bias
-    return tl.where(hidden, float("-inf"), x)
+    return x, hidden
 
 
 @triton.jit
@@ -141,7 +141,8 @@ def tile_scores(query, key, inputs, numbers, rows, start, MASKED: tl.constexpr, 
     """x of keys start .. start + N - 1, -inf where hidden. MASKED False promises that nothing is hidden."""
     x = x_of_product(tile_product(query, key, inputs, numbers, rows, start, MASKED, P), numbers, P)
     if MASKED:
-        x = seen_scores(x, inputs, numbers, rows, start, P)
+        x, hidden = with_mask(x, inputs, numbers, rows, start, P)
+        x = tl.where(hidden, float("-inf"), x)
     return x
 
 
