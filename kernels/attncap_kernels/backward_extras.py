@@ -102,7 +102,7 @@ def features_from_rows(totals, key_DN, inputs, given, numbers, batch, head, bloc
     rows = block_of_rows(inputs, batch, head, block, 0, sequence, total_rows, P)
     query_MD = load_rows(inputs.query, rows, 0, P.D, P.PAD_D, True, P)
     weights = load_weights(given, rows, True, P)
-    _, t_MN, _ = tile_bits(query_MD, key_DN, weights, inputs, numbers, rows, start, True, P)
+    _, t_MN = tile_bits(query_MD, key_DN, weights, inputs, numbers, rows, start, True, P)
     p_MN = tl.exp2(t_MN)
     sums = ()
     for index in tl.static_range(FEATURES_AT_ONCE):

@@ -17,12 +17,15 @@ from attncap_kernels.rows import block_of_rows, load_keys, load_rows, locate_key
 @triton.jit
 def from_blocks(
     dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch, key_head,
-    begin, end, sequence, total_rows, start, MASKED: tl.constexpr, P: tl.constexpr,
+    begin, count, gap_at, gap, sequence, total_rows, start, MASKED: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """The sums after blocks begin .. end - 1 of the rows of each query head."""
+    """The sums after `count` blocks of rows of each query head: those from `begin` on, but for `gap` after `gap_at`."""
     group = inputs.heads // inputs.key_heads
-    head, block = key_head * group, begin
-    for _ in tl.range(0, group * (end - begin)):
+    head, place = key_head * group, 0
+    for _ in tl.range(0, group * count):
+        block = begin + place
+        if MASKED:
+            block += tl.where(place < gap_at, 0, gap)
         rows = block_of_rows(inputs, batch, head, block, 0, sequence, total_rows, P)
         query_MD = load_rows(inputs.query, rows, 0, P.D, P.PAD_D, MASKED, P)
         derivative_ME = query_MD
@@ -37,9 +40,9 @@ def from_blocks(
         if key_gradient is not None:
             dkey_ND = tl.dot(dproduct_NM.to(query_MD.dtype), query_MD, dkey_ND, input_precision=P.DOT)
         # One loop over heads and blocks, so that loads of the next head do not wait for this one's end.
-        is_last = block == end - 1
+        is_last = place == count - 1
         head = tl.where(is_last, head + 1, head)
-        block = tl.where(is_last, begin, block + 1)
+        place = tl.where(is_last, 0, place + 1)
     return dkey_ND, dvalue_NE
 
 
@@ -59,18 +62,15 @@ def backward_keys(
     dkey_ND = tl.zeros([P.BLOCK_N, P.PAD_D], tl.float32)
     dvalue_NE = tl.zeros([P.BLOCK_N, P.PAD_E], tl.float32)
     begin, whole_begin, whole_end, end = rows_of_keys(numbers, start, rows, keys, offset, P)
+    whole = whole_end - whole_begin
     dkey_ND, dvalue_NE = from_blocks(
         dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch, key_head,
-        begin, whole_begin, sequence, total_rows, start, True, P,
+        begin, end - begin - whole, whole_begin - begin, whole, sequence, total_rows, start, True, P,
     )  # fmt: skip
     if P.MASK == 0:
         dkey_ND, dvalue_NE = from_blocks(
             dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch,
-            key_head, whole_begin, whole_end, sequence, total_rows, start, False, P,
-        )  # fmt: skip
-        dkey_ND, dvalue_NE = from_blocks(
-            dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch,
-            key_head, whole_end, end, sequence, total_rows, start, True, P,
+            key_head, whole_begin, whole, whole, 0, sequence, total_rows, start, False, P,
         )  # fmt: skip
     exists = start + tl.arange(0, P.BLOCK_N) < keys
     place = (key0 + start).to(tl.int64)

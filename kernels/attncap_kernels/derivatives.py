@@ -33,9 +33,6 @@ from attncap_kernels.scores import (
 )
 from attncap_kernels.softmax import LEAST_BITS, LN_2, unit_of
 
-NOT_A_ROW = tl.constexpr(1e30)  # of which all probabilities are 0
-
-
 class Weights(NamedTuple):
     """[M] of the rows of a tile, from Derivatives; 0 for what is off."""
 
@@ -57,26 +54,29 @@ def signed(sign, scale, softcap, left, right, sink, diagonal):
 
 @triton.jit
 def load_weights(given, rows, CHECK: tl.constexpr, P: tl.constexpr):
-    """The numbers of a block of rows, all of which exist unless CHECK."""
+    """The numbers of a block of rows, all of which exist unless CHECK.
+
+    Where one does not, all are 0, and so are its query and dout: it adds 0 to whatever is summed.
+    """
     return Weights(
-        load_weight(given.bits, rows, NOT_A_ROW, CHECK),
-        load_weight(given.peak, rows, 0.0, CHECK),
-        load_weight(given.level, rows, 0.0, CHECK),
-        load_weight(given.entropy, rows, 0.0, CHECK),
-        load_weight(given.collision, rows, 0.0, CHECK),
-        load_weight(given.sink_mass, rows, 0.0, CHECK),
-        load_weight(given.diagonal_mass, rows, 0.0, CHECK),
-        load_weight(given.distance, rows, 0.0, CHECK),
+        load_weight(given.bits, rows, CHECK),
+        load_weight(given.peak, rows, CHECK),
+        load_weight(given.level, rows, CHECK),
+        load_weight(given.entropy, rows, CHECK),
+        load_weight(given.collision, rows, CHECK),
+        load_weight(given.sink_mass, rows, CHECK),
+        load_weight(given.diagonal_mass, rows, CHECK),
+        load_weight(given.distance, rows, CHECK),
     )
 
 
 @triton.jit
-def load_weight(pointer, rows, other, CHECK: tl.constexpr):
-    """[M], `other` for rows that do not exist; 0 where there is no pointer."""
+def load_weight(pointer, rows, CHECK: tl.constexpr):
+    """[M], 0 for rows that do not exist or where there is no pointer."""
     if pointer is None:
         weight = rows.statistic * 0.0
     elif CHECK:
-        weight = tl.load(pointer + rows.statistic, mask=rows.exists, other=other)
+        weight = tl.load(pointer + rows.statistic, mask=rows.exists, other=0.0)
     else:
         weight = tl.load(pointer + rows.statistic)
     return weight
@@ -84,19 +84,21 @@ def load_weight(pointer, rows, other, CHECK: tl.constexpr):
 
 @triton.jit
 def tile_bits(query, key, weights, inputs, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
-    """(capped x, t, which are hidden) of keys start .. start + N - 1; p is 2^t, 0 where hidden."""
+    """(capped x, t) of keys start .. start + N - 1; p is 2^t, 0 where hidden."""
     capped = x_of_product(tile_product(query, key, inputs, numbers, rows, start, MASKED, P), numbers, P)
-    x, hidden = capped, False
+    x = capped
     if MASKED:
         x, hidden = with_mask(capped, inputs, numbers, rows, start, P)
     unit = unit_of(score_of_x(numbers, P))
     if P.MASK == 2:
         t = (x - over_rows(weights.peak, P)) * unit - over_rows(weights.bits, P)
+        # From a mask of the smallest float it is -inf.
+        t = tl.maximum(t, LEAST_BITS, propagate_nan=tl.PropagateNan.ALL)
     else:
         t = x * unit - over_rows(weights.bits, P)
     if MASKED:
-        t = tl.maximum(tl.where(hidden, LEAST_BITS, t), LEAST_BITS, propagate_nan=tl.PropagateNan.ALL)
-    return capped, t, hidden
+        t = tl.where(hidden, LEAST_BITS, t)
+    return capped, t
 
 
 @triton.jit
@@ -114,7 +116,7 @@ def tile_derivatives(
     query, key, derivative, value, weights, inputs, given, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr
 ):
     """(p, dscore, dproduct but for the scale) of keys start .. start + N - 1."""
-    capped, t, hidden = tile_bits(query, key, weights, inputs, numbers, rows, start, MASKED, P)
+    capped, t = tile_bits(query, key, weights, inputs, numbers, rows, start, MASKED, P)
     p = tl.exp2(t)
     if given.out is None:
         by_probability = tl.zeros_like(p) - over_rows(weights.level, P)
@@ -124,10 +126,10 @@ def tile_derivatives(
     by_probability = with_statistics(by_probability, p, t, weights, numbers, given, rows, start, P)
     by_probability = with_masses(by_probability, inputs, given, rows, start, P)
     dscore = p * by_probability
-    dscore = with_chosen(dscore, given, rows, start, P)
     if MASKED:
         # Values that are no numbers do not reach rows that do not see them.
-        dscore = tl.where(hidden, 0.0, dscore)
+        dscore = tl.where(p == 0.0, 0.0, dscore)
+    dscore = with_chosen(dscore, given, rows, start, P)
     dproduct = dscore
     if P.SOFTCAP:
         share = capped / numbers.softcap

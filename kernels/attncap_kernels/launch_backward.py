@@ -21,7 +21,7 @@ from attncap_kernels.backward_keys import backward_keys
 from attncap_kernels.backward_rows import backward_rows
 from attncap_kernels.call import TritonCall, offsets_on
 from attncap_kernels.levels import backward_levels
-from attncap_kernels.records import Derivatives, Plan, array
+from attncap_kernels.records import Derivatives, Inputs, Plan, array, rows_array
 
 
 def backward(given: Call, out: Tensor, stats: HeadStats, upstream: Upstream, gradients: Gradients) -> None:
@@ -75,13 +75,18 @@ class _Backward:
         sizes = {name: 0 if tensor is None else tensor.shape[-1] for name, tensor in last.items()}
         return self.call.plan(tiles, **sizes, WIDE=self.wide, **changes)
 
+    def _inputs(self, table: Tensor | None) -> Inputs:
+        call = self.call
+        rows = {"query": rows_array(call.query), "key": rows_array(call.key), "value": rows_array(call.value)}
+        return call.inputs(table)._replace(**rows)
+
     def _levels(self, out: Tensor) -> None:
         call = self.call
         tiles = plans.backward_tiles(call.pad, call.query.dtype)
         blocks, table = call.blocks(tiles.rows)
         rows, keys, offset = call.lengths
         backward_levels[(blocks * call.heads,)](
-            call.inputs(table), self.given, array(out), self.weights.first_level, self.weights.largest_key,
+            self._inputs(table), self.given, array(out), self.weights.first_level, self.weights.largest_key,
             *call.numbers, blocks if call.packed else rows, keys, offset, call.query.shape[2], *call.window, WALK=self.weights.walk,
             P=self._plan(tiles), num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
@@ -92,7 +97,7 @@ class _Backward:
         blocks, table = call.blocks(tiles.rows)
         rows, keys, offset = call.lengths
         backward_rows[(blocks * call.heads,)](
-            call.inputs(table), self.given, array(gradient), *call.numbers, blocks if call.packed else rows, keys,
+            self._inputs(table), self.given, array(gradient), *call.numbers, blocks if call.packed else rows, keys,
             offset, call.query.shape[2], *call.window, *call.band, P=self._plan(tiles), num_warps=tiles.warps,
             num_stages=tiles.stages,
         )  # fmt: skip
@@ -103,7 +108,7 @@ class _Backward:
         blocks, table = call.blocks(tiles.keys, of_keys=True)
         rows, keys, offset = call.lengths
         backward_keys[(blocks * call.key.shape[1],)](
-            call.inputs(table), self.given, array(key_gradient), array(value_gradient), *call.numbers, rows,
+            self._inputs(table), self.given, array(key_gradient), array(value_gradient), *call.numbers, rows,
             blocks if call.packed else keys, offset, call.query.shape[2], *call.window, *call.band,
             P=self._plan(tiles, TRANSPOSED=True), num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
@@ -119,7 +124,7 @@ class _Backward:
             programs *= 1 if summed else count
         names = ("OVER_BATCHES", "OVER_HEADS", "OVER_ROWS", "OVER_KEYS")
         backward_mask[(programs,)](
-            call.inputs(None), self.given, array(gradient), *call.numbers, rows, keys, offset, call.query.shape[2],
+            self._inputs(None), self.given, array(gradient), *call.numbers, rows, keys, offset, call.query.shape[2],
             *call.window, *call.band, counts[0], **dict(zip(names, over, strict=True)), P=self._plan(tiles),
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
@@ -130,7 +135,7 @@ class _Backward:
         blocks, table = call.blocks(tiles.keys, of_keys=True)
         rows, keys, offset = call.lengths
         backward_features[(blocks, -(-gradient.shape[-1] // FEATURES_AT_ONCE.value))](
-            call.inputs(table), self.given, array(gradient), *call.numbers, rows, blocks if call.packed else keys,
+            self._inputs(table), self.given, array(gradient), *call.numbers, rows, blocks if call.packed else keys,
             offset, call.query.shape[2], *call.window, P=self._plan(tiles), num_warps=tiles.warps,
             num_stages=tiles.stages,
         )  # fmt: skip
@@ -164,7 +169,7 @@ class _Weights:
         lse = self.stats.lse.contiguous()
         offsets = self.of("offset_mass")
         return Derivatives(
-            out=array(self.upstream.out),
+            out=rows_array(self.upstream.out),
             lse=lse,
             level=new(lse),
             bits=new(lse),

@@ -47,7 +47,10 @@ FLOAT_WITH_TAGS = {pad: Tiles(32, 32, 4, 2) for pad in (16, 32, 64)} | {
 # Of a backward, whose programs own rows (dq) or keys (dk and dv).
 HALF_ROWS_ON_HOPPER = {pad: Tiles(128, 64, 8, 3) for pad in (16, 32, 64, 128)} | {256: Tiles(64, 32, 8, 2)}
 HALF_ROWS = {pad: Tiles(64, 32, 4, 3) for pad in (16, 32, 64, 128)} | {256: Tiles(32, 32, 8, 2)}
-HALF_KEYS_ON_HOPPER = {pad: Tiles(64, 128, 8, 2) for pad in (16, 32, 64, 128)} | {256: Tiles(32, 64, 8, 2)}
+HALF_KEYS_ON_HOPPER = {pad: Tiles(64, 128, 8, 3) for pad in (16, 32, 64)} | {
+    128: Tiles(32, 128, 8, 3),
+    256: Tiles(32, 64, 8, 2),
+}
 HALF_KEYS = {pad: Tiles(32, 64, 4, 2) for pad in (16, 32, 64, 128)} | {256: Tiles(32, 32, 8, 2)}
 FLOAT_BACKWARD = {16: Tiles(32, 32, 4, 2), 32: Tiles(32, 32, 4, 2), 64: Tiles(32, 32, 4, 2)} | {
     128: Tiles(16, 32, 4, 2),

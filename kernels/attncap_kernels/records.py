@@ -167,3 +167,15 @@ class Rows(NamedTuple):
 def array(tensor: Tensor | None) -> Array | None:
     """`tensor` as kernels take it."""
     return None if tensor is None else Array(tensor, *(*tensor.stride(), 0, 0, 0, 0)[:4])
+
+
+def rows_array(tensor: Tensor | None) -> Array | None:
+    """`tensor` whose step from row to row is compiled in, where a row's numbers lie side by side.
+
+    Places within a tile are then constants, where they would take registers. Such steps are few in a program; those of
+    other layouts change with the length.
+    """
+    given = array(tensor)
+    if given is None or given.s3 != 1:
+        return given
+    return given._replace(s2=constexpr(given.s2))

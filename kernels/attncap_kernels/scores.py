@@ -114,15 +114,40 @@ def tile_product(query, key, inputs, numbers, rows, start, MASKED: tl.constexpr,
 
 
 @triton.jit
-def with_mask(x, inputs, numbers, rows, start, P: tl.constexpr):
-    """(x with the bias of a floating mask, which of the tile is hidden)."""
-    column = over_keys(tl.arange(0, P.BLOCK_N), P)
+def hidden_from_rows(numbers, rows, start, P: tl.constexpr):
+    """[M, N] what lies past the keys or outside of the window, each row having one bound to compare with."""
+    column = tl.arange(0, P.BLOCK_N)[None, :]
     if P.RIGHT:
-        hidden = column > over_rows(tl.minimum(rows.position + numbers.right, rows.keys - 1) - start, P)
+        hidden = column > (tl.minimum(rows.position + numbers.right, rows.keys - 1) - start)[:, None]
     else:
         hidden = column >= rows.keys - start
     if P.LEFT:
-        hidden = hidden | (column < over_rows(rows.position - numbers.left - start, P))
+        hidden = hidden | (column < (rows.position - numbers.left - start)[:, None])
+    return hidden
+
+
+@triton.jit
+def hidden_from_keys(numbers, rows, start, P: tl.constexpr):
+    """[N, M] of the same, each key having one bound: a thread has many rows here and few keys."""
+    row, key = tl.arange(0, P.BLOCK_M)[None, :], start + tl.arange(0, P.BLOCK_N)
+    ahead = key - rows.first_position
+    if P.RIGHT:
+        hidden = row < tl.where(key < rows.keys, ahead - numbers.right, P.BLOCK_M)[:, None]
+    else:
+        hidden = (key >= rows.keys)[:, None]
+    if P.LEFT:
+        hidden = hidden | (row > (ahead + numbers.left)[:, None])
+    return hidden
+
+
+@triton.jit
+def with_mask(x, inputs, numbers, rows, start, P: tl.constexpr):
+    """(x with the bias of a floating mask, which of the tile is hidden)."""
+    column = over_keys(tl.arange(0, P.BLOCK_N), P)
+    if P.TRANSPOSED:
+        hidden = hidden_from_keys(numbers, rows, start, P)
+    else:
+        hidden = hidden_from_rows(numbers, rows, start, P)
     if P.MASK != 0:
         key = start + column
         pointer = over_rows(mask_rows(inputs, rows), P) + key.to(tl.int64) * inputs.attn_mask.s3
