@@ -9,38 +9,36 @@ import triton
 import triton.language as tl
 
 from attncap_kernels.derivatives import load_weights, signed, tile_derivatives
-from attncap_kernels.received import rows_of_keys
 from attncap_kernels.records import LENGTHS
 from attncap_kernels.rows import block_of_rows, load_keys, load_rows, locate_keys, store_block
+from attncap_kernels.walks import tile_at, walks_over_rows
 
 
 @triton.jit
 def from_blocks(
     dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch, key_head,
-    begin, count, gap_at, gap, sequence, total_rows, start, MASKED: tl.constexpr, P: tl.constexpr,
+    walk, sequence, total_rows, start, SPECIAL: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """The sums after `count` blocks of rows of each query head: those from `begin` on, but for `gap` after `gap_at`."""
+    """The sums after the blocks of a walk over the rows of each query head."""
     group = inputs.heads // inputs.key_heads
     head, place = key_head * group, 0
-    for _ in tl.range(0, group * count):
-        block = begin + place
-        if MASKED:
-            block += tl.where(place < gap_at, 0, gap)
+    for _ in tl.range(0, group * walk.count):
+        block = tile_at(walk, place)
         rows = block_of_rows(inputs, batch, head, block, 0, sequence, total_rows, P)
-        query_MD = load_rows(inputs.query, rows, 0, P.D, P.PAD_D, MASKED, P)
+        query_MD = load_rows(inputs.query, rows, 0, P.D, P.PAD_D, SPECIAL, P)
         derivative_ME = query_MD
         if given.out is not None:
-            derivative_ME = load_rows(given.out, rows, 0, P.E, P.PAD_E, MASKED, P)
-        weights = load_weights(given, rows, MASKED, P)
+            derivative_ME = load_rows(given.out, rows, 0, P.E, P.PAD_E, SPECIAL, P)
+        weights = load_weights(given, rows, SPECIAL, P)
         p_NM, _, dproduct_NM = tile_derivatives(
-            query_MD, key_ND, derivative_ME, value_NE, weights, inputs, given, numbers, rows, start, MASKED, P
+            query_MD, key_ND, derivative_ME, value_NE, weights, inputs, given, numbers, rows, start, SPECIAL, P
         )
         if value_gradient is not None:
             dvalue_NE = tl.dot(p_NM.to(derivative_ME.dtype), derivative_ME, dvalue_NE, input_precision=P.DOT)
         if key_gradient is not None:
             dkey_ND = tl.dot(dproduct_NM.to(query_MD.dtype), query_MD, dkey_ND, input_precision=P.DOT)
         # One loop over heads and blocks, so that loads of the next head do not wait for this one's end.
-        is_last = place == count - 1
+        is_last = place == walk.count - 1
         head = tl.where(is_last, head + 1, head)
         place = tl.where(is_last, 0, place + 1)
     return dkey_ND, dvalue_NE
@@ -61,16 +59,15 @@ def backward_keys(
     value_NE = load_keys(inputs.value, first, start, 0, P.BLOCK_N, P.E, P.PAD_E, False, True, P.WIDE)
     dkey_ND = tl.zeros([P.BLOCK_N, P.PAD_D], tl.float32)
     dvalue_NE = tl.zeros([P.BLOCK_N, P.PAD_E], tl.float32)
-    begin, whole_begin, whole_end, end = rows_of_keys(numbers, start, rows, keys, offset, P)
-    whole = whole_end - whole_begin
+    special, plain = walks_over_rows(given, numbers, start, rows, keys, offset, P)
     dkey_ND, dvalue_NE = from_blocks(
         dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch, key_head,
-        begin, end - begin - whole, whole_begin - begin, whole, sequence, total_rows, start, True, P,
+        special, sequence, total_rows, start, True, P,
     )  # fmt: skip
     if P.MASK == 0:
         dkey_ND, dvalue_NE = from_blocks(
             dkey_ND, dvalue_NE, key_ND, value_NE, inputs, given, numbers, key_gradient, value_gradient, batch,
-            key_head, whole_begin, whole, whole, 0, sequence, total_rows, start, False, P,
+            key_head, plain, sequence, total_rows, start, False, P,
         )  # fmt: skip
     exists = start + tl.arange(0, P.BLOCK_N) < keys
     place = (key0 + start).to(tl.int64)

@@ -9,19 +9,20 @@ import triton.language as tl
 from attncap_kernels.derivatives import load_weights, signed, tile_derivatives
 from attncap_kernels.records import LENGTHS
 from attncap_kernels.rows import load_keys, load_rows, locate, store_block
-from attncap_kernels.scores import load_key_tile, seen_range
+from attncap_kernels.scores import load_key_tile
+from attncap_kernels.walks import tile_at, walks_over_keys
 
 
 @triton.jit
 def from_keys(
-    acc_MD, query_MD, derivative_ME, weights, inputs, given, numbers, rows, start, MASKED: tl.constexpr,
+    acc_MD, query_MD, derivative_ME, weights, inputs, given, numbers, rows, start, SPECIAL: tl.constexpr,
     P: tl.constexpr,
 ):  # fmt: skip
     """The sum after keys start .. start + N - 1."""
-    key_DN = load_key_tile(inputs, rows, start, MASKED, P)
-    value_EN = load_keys(inputs.value, rows, start, 0, P.BLOCK_N, P.E, P.PAD_E, True, MASKED, P.WIDE)
+    key_DN = load_key_tile(inputs, rows, start, SPECIAL, P)
+    value_EN = load_keys(inputs.value, rows, start, 0, P.BLOCK_N, P.E, P.PAD_E, True, SPECIAL, P.WIDE)
     _, _, dproduct_MN = tile_derivatives(
-        query_MD, key_DN, derivative_ME, value_EN, weights, inputs, given, numbers, rows, start, MASKED, P
+        query_MD, key_DN, derivative_ME, value_EN, weights, inputs, given, numbers, rows, start, SPECIAL, P
     )
     return tl.dot(dproduct_MN.to(key_DN.dtype), tl.trans(key_DN), acc_MD, input_precision=P.DOT)
 
@@ -40,15 +41,14 @@ def backward_rows(
         derivative_ME = load_rows(given.out, here, 0, P.E, P.PAD_E, True, P)
     weights = load_weights(given, here, True, P)
     acc_MD = tl.zeros([P.BLOCK_M, P.PAD_D], tl.float32)
-    begin, whole_begin, whole_end, end = seen_range(numbers, here, P)
-    if P.LEFT or P.MASK != 0:
-        for start in tl.range(begin, whole_begin, P.BLOCK_N):
-            acc_MD = from_keys(acc_MD, query_MD, derivative_ME, weights, inputs, given, numbers, here, start, True, P)
+    special, plain = walks_over_keys(given, numbers, here, P)
+    for place in tl.range(0, special.count):
+        start = tile_at(special, place) * P.BLOCK_N
+        acc_MD = from_keys(acc_MD, query_MD, derivative_ME, weights, inputs, given, numbers, here, start, True, P)
     if P.MASK == 0:
-        for start in tl.range(whole_begin, whole_end, P.BLOCK_N):
+        for place in tl.range(0, plain.count):
+            start = tile_at(plain, place) * P.BLOCK_N
             acc_MD = from_keys(acc_MD, query_MD, derivative_ME, weights, inputs, given, numbers, here, start, False, P)
-        for start in tl.range(whole_end, end, P.BLOCK_N):
-            acc_MD = from_keys(acc_MD, query_MD, derivative_ME, weights, inputs, given, numbers, here, start, True, P)
     base = gradient.ptr + here.batch * gradient.s0 + here.head.to(tl.int64) * gradient.s1
     base += (here.row0 + here.first_row).to(tl.int64) * gradient.s2
     store_block(gradient, base, here.exists, acc_MD * numbers.scale, P.D, P.PAD_D, P.BLOCK_M)

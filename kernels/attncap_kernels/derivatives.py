@@ -10,7 +10,8 @@ With G_ij the loss's derivative by p_ij and t_ij = log2 p_ij,
          + 2 dcollision_i p_ij + dreceived_mass_j - dentropy_i log p_ij
 
 The product of query and key here has no sign of the scale in it: `numbers` are those of `signed`. `chosen` holds what goes to a few keys alone: the largest, by dmax_logit_i, and the top k, each by p_ij dtopk_prob_ik.
-Tiles are [M, N], or [N, M] where TRANSPOSED; below a tile has no letters.
+Tiles are [M, N], or [N, M] where TRANSPOSED; below a tile has no letters. Nothing is hidden in a tile that is not SPECIAL,
+and it holds no key of a sink, diagonal or offset (walks.py).
 """
 
 from __future__ import annotations
@@ -41,8 +42,6 @@ class Weights(NamedTuple):
     level: Any
     entropy: Any
     collision: Any
-    sink_mass: Any
-    diagonal_mass: Any
     distance: Any
 
 
@@ -64,8 +63,6 @@ def load_weights(given, rows, CHECK: tl.constexpr, P: tl.constexpr):
         load_weight(given.level, rows, CHECK),
         load_weight(given.entropy, rows, CHECK),
         load_weight(given.collision, rows, CHECK),
-        load_weight(given.sink_mass, rows, CHECK),
-        load_weight(given.diagonal_mass, rows, CHECK),
         load_weight(given.distance, rows, CHECK),
     )
 
@@ -83,11 +80,11 @@ def load_weight(pointer, rows, CHECK: tl.constexpr):
 
 
 @triton.jit
-def tile_bits(query, key, weights, inputs, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
+def tile_bits(query, key, weights, inputs, numbers, rows, start, SPECIAL: tl.constexpr, P: tl.constexpr):
     """(capped x, t) of keys start .. start + N - 1; p is 2^t, 0 where hidden."""
-    capped = x_of_product(tile_product(query, key, inputs, numbers, rows, start, MASKED, P), numbers, P)
+    capped = x_of_product(tile_product(query, key, inputs, numbers, rows, start, SPECIAL, P), numbers, P)
     x = capped
-    if MASKED:
+    if SPECIAL:
         x, hidden = with_mask(capped, inputs, numbers, rows, start, P)
     unit = unit_of(score_of_x(numbers, P))
     if P.MASK == 2:
@@ -96,16 +93,16 @@ def tile_bits(query, key, weights, inputs, numbers, rows, start, MASKED: tl.cons
         t = tl.maximum(t, LEAST_BITS, propagate_nan=tl.PropagateNan.ALL)
     else:
         t = x * unit - over_rows(weights.bits, P)
-    if MASKED:
+    if SPECIAL:
         t = tl.where(hidden, LEAST_BITS, t)
     return capped, t
 
 
 @triton.jit
-def by_output(derivative, value, inputs, given, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
+def by_output(derivative, value, inputs, given, rows, start, SPECIAL: tl.constexpr, P: tl.constexpr):
     """dout . v of dout [M, E] and values ([E, N], or [N, E] if TRANSPOSED)."""
     if P.STEP_D < P.PAD_E:
-        product = product_in_steps(given.out, inputs.value, 1.0, rows, start, P.E, P.PAD_E, MASKED, P)
+        product = product_in_steps(given.out, inputs.value, 1.0, rows, start, P.E, P.PAD_E, SPECIAL, P)
     else:
         product = tile_dot(derivative, value, P)
     return product
@@ -113,22 +110,19 @@ def by_output(derivative, value, inputs, given, rows, start, MASKED: tl.constexp
 
 @triton.jit
 def tile_derivatives(
-    query, key, derivative, value, weights, inputs, given, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr
+    query, key, derivative, value, weights, inputs, given, numbers, rows, start, SPECIAL: tl.constexpr, P: tl.constexpr
 ):
     """(p, dscore, dproduct but for the scale) of keys start .. start + N - 1."""
-    capped, t = tile_bits(query, key, weights, inputs, numbers, rows, start, MASKED, P)
+    capped, t = tile_bits(query, key, weights, inputs, numbers, rows, start, SPECIAL, P)
     p = tl.exp2(t)
     if given.out is None:
         by_probability = tl.zeros_like(p) - over_rows(weights.level, P)
     else:
-        by_probability = by_output(derivative, value, inputs, given, rows, start, MASKED, P)
+        by_probability = by_output(derivative, value, inputs, given, rows, start, SPECIAL, P)
         by_probability -= over_rows(weights.level, P)
-    by_probability = with_statistics(by_probability, p, t, weights, numbers, given, rows, start, P)
+    by_probability = with_statistics(by_probability, p, t, weights, numbers, given, rows, start, SPECIAL, P)
     by_probability = with_masses(by_probability, inputs, given, rows, start, P)
     dscore = p * by_probability
-    if MASKED:
-        # Values that are no numbers do not reach rows that do not see them.
-        dscore = tl.where(p == 0.0, 0.0, dscore)
     dscore = with_chosen(dscore, given, rows, start, P)
     dproduct = dscore
     if P.SOFTCAP:
@@ -138,21 +132,24 @@ def tile_derivatives(
 
 
 @triton.jit
-def with_statistics(total, p, t, weights, numbers, given, rows, start, P: tl.constexpr):
+def with_statistics(
+    total, p, t, weights, numbers, given, rows, start, SPECIAL: tl.constexpr, P: tl.constexpr):
     """Add what comes down to statistics with one number for each row."""
     if given.entropy is not None:
         total -= over_rows(weights.entropy * LN_2, P) * t
     if given.collision is not None:
         total += over_rows(weights.collision * 2.0, P) * p
     column = over_keys(tl.arange(0, P.BLOCK_N), P)
-    if given.sink_mass is not None:
-        total += tl.where(column < numbers.sink - start, over_rows(weights.sink_mass, P), 0.0)
     ahead = column - over_rows(rows.position - start, P)
-    if given.diagonal_mass is not None:
-        total += tl.where(tl.abs(ahead) <= numbers.diagonal, over_rows(weights.diagonal_mass, P), 0.0)
     if given.distance is not None:
         total += over_rows(weights.distance, P) * tl.abs(ahead).to(tl.float32)
-    if given.offset_mass is not None:
+    if SPECIAL and given.sink_mass is not None:
+        weight = load_weight(given.sink_mass, rows, True)
+        total += tl.where(column < numbers.sink - start, over_rows(weight, P), 0.0)
+    if SPECIAL and given.diagonal_mass is not None:
+        weight = load_weight(given.diagonal_mass, rows, True)
+        total += tl.where(tl.abs(ahead) <= numbers.diagonal, over_rows(weight, P), 0.0)
+    if SPECIAL and given.offset_mass is not None:
         for index in range(P.OFFSETS):
             weight = tl.load(given.offset_mass + rows.statistic * P.OFFSETS + index, mask=rows.exists, other=0.0)
             total += tl.where(ahead == tl.load(given.offsets + index), over_rows(weight, P), 0.0)

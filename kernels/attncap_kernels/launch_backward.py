@@ -168,6 +168,8 @@ class _Weights:
         call, new = self.call, torch.empty_like
         lse = self.stats.lse.contiguous()
         offsets = self.of("offset_mass")
+        diagonal = call.spec.diagonal or 0
+        least, largest = min(-diagonal, *call.spec.offsets, 0), max(diagonal, *call.spec.offsets, 0)
         return Derivatives(
             out=rows_array(self.upstream.out),
             lse=lse,
@@ -177,6 +179,8 @@ class _Weights:
             **{name: self.of(name) for name in ("entropy", "collision", "sink_mass", "diagonal_mass", "distance")},
             offset_mass=offsets,
             offsets=None if offsets is None else offsets_on(call.spec.offsets, call.query.device),
+            least_offset=least,
+            largest_offset=largest,
             tag_mass=self.of("tag_mass"),
             feature_mass=self.of("feature_mass"),
             received_mass=self.received,

@@ -97,6 +97,8 @@ class Derivatives(NamedTuple):
     distance: Any
     offset_mass: Any  # (B, H, Q, O)
     offsets: Any  # (O,) int32
+    least_offset: Any  # of the diagonal and the offsets
+    largest_offset: Any
     tag_mass: Any  # (B, H, Q, T)
     feature_mass: Any  # (B, H, Q, F)
     received_mass: Any  # (B, H, K)
