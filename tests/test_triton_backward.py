@@ -111,6 +111,16 @@ def test_options(options: dict[str, Any]) -> None:
     check(small_case(spec=spec, **options))
 
 
+@pytest.mark.parametrize(
+    ("sink", "diagonal", "offsets"), [(40, None, ()), (0, 1, (3,)), (0, None, (-70, -45)), (2, 0, (500,))]
+)
+def test_keys_of_sinks_diagonals_and_offsets_anywhere(sink: int, diagonal: int | None, offsets: tuple[int, ...]) -> None:
+    """Tiles that hold them lie between others that do not, in part before the first key and behind the last."""
+    spec = StatSpec(entropy=False, max=False, sink=sink, diagonal=diagonal, topk=0, offsets=offsets)
+    names = ("sink_mass", "diagonal_mass", "offset_mass")
+    check(small_case(130, 200, spec=spec, heads=1, query_offset=30), names=names)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
 @pytest.mark.parametrize(("dim", "value_dim"), [(1, 130), (100, 5), (65, 33)])
 def test_head_dims_that_are_no_power_of_two(dtype: torch.dtype, dim: int, value_dim: int) -> None:

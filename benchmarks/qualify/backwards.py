@@ -1,4 +1,4 @@
-"""Whose backward is timed: that of attncap's output, alone and with a few statistics, and those of torch's attention."""
+"""Whose backward is timed: that of attncap's output, alone and with few statistics, and those of torch's attention."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def contestants(place: Place, shape: Shape, backends: dict[str, Any]) -> dict[st
     """Backwards by name, on tensors of their own."""
     torch.manual_seed(0)
     make: dict[str, Any] = {"dtype": getattr(torch, shape.dtype), "device": place.device, "requires_grad": True}
-    groups = shape.key_heads or shape.heads
+    groups, grouped = shape.key_heads or shape.heads, shape.key_heads is not None
     leaves = [torch.randn(shape.batch, heads, shape.keys, shape.dim, **make) for heads in (shape.heads, groups, groups)]
 
     def ours(spec: StatSpec) -> Callable[..., list[Tensor]]:
@@ -52,7 +52,7 @@ def contestants(place: Place, shape: Shape, backends: dict[str, Any]) -> dict[st
     def sdpa(backend: Any) -> Callable[..., list[Tensor]]:
         def forward(*tensors: Tensor) -> list[Tensor]:
             with sdpa_kernel([backend]):
-                return [F.scaled_dot_product_attention(*tensors, is_causal=shape.causal, enable_gqa=groups != shape.heads)]
+                return [F.scaled_dot_product_attention(*tensors, is_causal=shape.causal, enable_gqa=grouped)]
 
         return forward
 

@@ -41,7 +41,8 @@ class Check:
     backward: bool = False
 
     def __str__(self) -> str:
-        return f"{'backward of ' * self.backward}{self.name}, {str(self.dtype).removeprefix('torch.')}, seed {self.seed}"
+        name = f"backward of {self.name}" if self.backward else self.name
+        return f"{name}, {str(self.dtype).removeprefix('torch.')}, seed {self.seed}"
 
 
 def run(place: Place) -> dict[str, Any]:

@@ -22,8 +22,7 @@ def run(place: Place) -> dict[str, Any]:
     all_contests = contests(place)
     refusals = spread(place, refused, all_contests)  # compiles everything, on all cores
     shapes = {
-        contest.name: measure(place, contest, without)
-        for contest, without in zip(all_contests, refusals, strict=True)
+        contest.name: measure(place, contest, without) for contest, without in zip(all_contests, refusals, strict=True)
     }
     return {"passed": True, "shapes": shapes, "TFLOP/s": _by_head_dim(all_contests, shapes), "host": host_cost(place)}
 

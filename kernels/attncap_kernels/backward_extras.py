@@ -1,6 +1,6 @@
 """Gradients of a floating mask and of features of keys: each number is summed by one program, in one order.
 
-    dbias_ij = dscore_ij, summed over what the mask is broadcast over        df_jf = sum_i,h p_ij dfeature_mass_if
+The mask's are dbias_ij = dscore_ij, summed over what it is broadcast over; df_jf = sum_i,h p_ij dfeature_mass_if.
 """
 
 import triton

@@ -1,7 +1,4 @@
-"""dq: a program owns rows of a query head and walks over their keys.
-
-    dq_i = scale sum_j dproduct_ij k_j
-"""
+"""dq_i = scale sum_j dproduct_ij k_j: a program owns rows of a query head and walks over their keys."""
 
 import triton
 import triton.language as tl

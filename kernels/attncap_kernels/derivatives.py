@@ -9,9 +9,9 @@ With G_ij the loss's derivative by p_ij and t_ij = log2 p_ij,
          + sum_o doffset_mass_io [j = pos_i + o] + sum_t dtag_mass_it [tags match] + ddistance_i |j - pos_i|
          + 2 dcollision_i p_ij + dreceived_mass_j - dentropy_i log p_ij
 
-The product of query and key here has no sign of the scale in it: `numbers` are those of `signed`. `chosen` holds what goes to a few keys alone: the largest, by dmax_logit_i, and the top k, each by p_ij dtopk_prob_ik.
-Tiles are [M, N], or [N, M] where TRANSPOSED; below a tile has no letters. Nothing is hidden in a tile that is not SPECIAL,
-and it holds no key of a sink, diagonal or offset (walks.py).
+`chosen` holds what goes to a few keys alone: the largest, by dmax_logit_i, and the top k, each by p_ij dtopk_prob_ik.
+The scale of `numbers` has its sign here (`signed`). Tiles are [M, N], or [N, M] where TRANSPOSED: their names have no
+letters. In a tile that is not SPECIAL nothing is hidden, and no key of a sink, diagonal or offset (walks.py).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from attncap_kernels.scores import (
     x_of_product,
 )
 from attncap_kernels.softmax import LEAST_BITS, LN_2, unit_of
+
 
 class Weights(NamedTuple):
     """[M] of the rows of a tile, from Derivatives; 0 for what is off."""
@@ -132,8 +133,7 @@ def tile_derivatives(
 
 
 @triton.jit
-def with_statistics(
-    total, p, t, weights, numbers, given, rows, start, SPECIAL: tl.constexpr, P: tl.constexpr):
+def with_statistics(total, p, t, weights, numbers, given, rows, start, SPECIAL: tl.constexpr, P: tl.constexpr):
     """Add what comes down to statistics with one number for each row."""
     if given.entropy is not None:
         total -= over_rows(weights.entropy * LN_2, P) * t

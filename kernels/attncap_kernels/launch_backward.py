@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from attncap.types import HeadStats
@@ -87,8 +86,8 @@ class _Backward:
         rows, keys, offset = call.lengths
         backward_levels[(blocks * call.heads,)](
             self._inputs(table), self.given, array(out), self.weights.first_level, self.weights.largest_key,
-            *call.numbers, blocks if call.packed else rows, keys, offset, call.query.shape[2], *call.window, WALK=self.weights.walk,
-            P=self._plan(tiles), num_warps=tiles.warps, num_stages=tiles.stages,
+            *call.numbers, blocks if call.packed else rows, keys, offset, call.query.shape[2], *call.window,
+            WALK=self.weights.walk, P=self._plan(tiles), num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
 
     def _rows(self, gradient: Tensor) -> None:
@@ -190,24 +189,22 @@ class _Weights:
         )
 
     def _chosen(self) -> tuple[Tensor | None, Tensor | None]:
-        """(derivatives by the scores of chosen keys, those keys), the largest score's first; keys to be found are empty."""
-        largest, topk = self.of("max_logit"), self.of("topk_prob")
-        if largest is None and topk is None:
+        """(derivatives by scores of chosen keys, those keys): the largest first, whose key may still be to be found."""
+        largest, topk, keys = self.of("max_logit"), self.of("topk_prob"), self.stats.topk_index
+        if topk is not None and keys is not None and self.stats.topk_prob is not None:
+            topk = topk * self.stats.topk_prob
+            if largest is not None:
+                topk[..., 0] += largest
+            return topk, keys.contiguous()
+        if largest is None:
             return None, None
-        keys = self.stats.topk_index
-        if topk is None:
-            keys = torch.empty_like(self.stats.lse, dtype=torch.int32)[..., None] if keys is None else keys[..., :1]
-            return largest[..., None], keys.contiguous()
-        topk = topk * self.stats.topk_prob
-        if largest is not None:
-            topk[..., 0] += largest
-        return topk, keys.contiguous()
+        keys = torch.empty_like(largest, dtype=torch.int32)[..., None] if keys is None else keys[..., :1]
+        return largest[..., None], keys.contiguous()
 
     def _first_level(self) -> Tensor | None:
         """What statistics of a row add to its level."""
-        total = None
-        if self.upstream.lse is not None:
-            total = -self.of("lse")
+        by_lse = self.of("lse")
+        total = None if by_lse is None else -by_lse
         names = ("entropy", "sink_mass", "diagonal_mass", "distance", "null_mass", "offset_mass", "tag_mass")
         for name in (*names, "feature_mass", "topk_prob", "collision"):
             weight, statistic = self.of(name), getattr(self.stats, name)
@@ -221,9 +218,10 @@ class _Weights:
 
     def by_sink_logits(self, level: Tensor) -> Tensor:
         """(H,) sum of p_i0 (G_i0 - level_i) over rows."""
-        sink = self.call.extras.sink_logits
-        held = self.sees & (sink > -torch.inf)[None, :, None]
-        log_null = torch.where(held, sink.float()[None, :, None] - self.stats.lse, 0.0)
+        assert self.call.extras.sink_logits is not None
+        sink = self.call.extras.sink_logits.float()[None, :, None]
+        held = self.sees & (sink > -torch.inf)
+        log_null = torch.where(held, sink - self.stats.lse, 0.0)
         by_null = -level
         null_mass, entropy = self.of("null_mass"), self.of("entropy")
         if null_mass is not None:

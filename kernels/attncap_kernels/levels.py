@@ -21,8 +21,9 @@ NO_KEY = tl.constexpr(2**31 - 1)
 
 @triton.jit
 def walk_tile(
-    m, l, received, best, query_MD, inputs, given, largest_key, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr
-):
+    m, l, received, best, query_MD, inputs, given, largest_key, numbers, rows, start, MASKED: tl.constexpr,
+    P: tl.constexpr,
+):  # fmt: skip
     """(m, l, sum of 2^t dreceived, first key of the largest x) after keys start .. start + N - 1."""
     unit = unit_of(score_of_x(numbers, P))
     key_DN = load_key_tile(inputs, rows, start, MASKED, P)

@@ -42,9 +42,7 @@ def split(begin, plain_begin, band_begin, band_end, plain_end, end):
     band_end = tl.minimum(tl.maximum(band_end, band_begin), plain_end)
     before = plain_begin - begin
     before_2 = before + band_end - band_begin
-    special = Walk(
-        begin, before_2 + end - plain_end, before, band_begin - plain_begin, before_2, plain_end - band_end
-    )
+    special = Walk(begin, before_2 + end - plain_end, before, band_begin - plain_begin, before_2, plain_end - band_end)
     count = band_begin - plain_begin
     plain = Walk(plain_begin, count + plain_end - band_end, count, band_end - band_begin, end, 0)
     return special, plain
