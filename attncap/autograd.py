@@ -19,6 +19,10 @@ OutputNames = Callable[[Sequence[Any]], Sequence[str]]
 """Of the arguments of an operator: the names of its outputs, `topk_index` being the one without a derivative."""
 
 
+# Inputs on which one output alone depends.
+_ONLY_THROUGH = {"value": "out", "key_features": "feature_mass"}
+
+
 def register(name: str, places: Mapping[str, int], output_names: OutputNames) -> Callable[..., Sequence[Tensor]]:
     """Make torch differentiate attncap::`name`; gives what is to be called in its place.
 
@@ -81,11 +85,15 @@ def _backward_of(name: str, places: Mapping[str, int], output_names: OutputNames
         saved = iter(ctx.saved_tensors)
         inputs = [next(saved) if given else other for given, other in zip(ctx.are_tensors, ctx.others, strict=True)]
         outputs = list(saved)
-        wanted = [one for one, place in places.items() if ctx.needs_input_grad[place]]
         named = zip(output_names(inputs), derivatives, strict=True)
         arrived = {one: derivative for one, derivative in named if derivative is not None}
+        wanted = [
+            one
+            for one, place in places.items()
+            if ctx.needs_input_grad[place] and _ONLY_THROUGH.get(one, one) in (one, *arrived)
+        ]
         result: list[Tensor | None] = [None] * len(inputs)
-        if arrived:
+        if arrived and wanted:
             run = _run_transformed if _in_transform() else getattr(torch.ops.attncap, f"{name}_backward")
             found = run(*inputs, outputs, list(arrived.values()), list(arrived), wanted)
             for one, gradient in zip(wanted, found, strict=True):

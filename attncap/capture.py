@@ -16,7 +16,7 @@ from attncap.adapters import DECODE, PHASES, PREFILL, adapter_for, named_modules
 from attncap.adapters.parallel import shard_of
 from attncap.adapters.served import ServedCall
 from attncap.annotations import Annotations, Annotator, FeatureFunction, TagFunction
-from attncap.layers import LastRows, Layers, LayerSelection, Steps, module_of
+from attncap.layers import LastRows, Layers, LayerSelection, Steps, is_backward_running, module_of
 from attncap.moments import pick
 from attncap.types import HeadStats, StatSpec
 from attncap.validation import check_spec
@@ -109,6 +109,10 @@ class Capture:
         if error is None:
             self._selection.refuse_unused()
 
+    def __reduce__(self) -> Any:
+        """A model's hooks hold the capture, so that this is where a copy of a model that is captured ends."""
+        raise TypeError("capture: a model can be neither copied nor pickled while it is captured, only outside")
+
     @property
     def accumulator(self) -> Accumulator:
         """The summary of everything captured so far; another one may be put in its place between two forwards.
@@ -159,8 +163,9 @@ class Capture:
     def _table(self, stat: str, field: str, phase: str | None) -> Tensor:
         """(layers, heads): the rows are those of `layers`, whichever of them ran in the phase."""
         whole = self.accumulator
+        table = whole.table(stat, field)
         if phase is None:
-            return whole.table(stat, field)
+            return table
         if phase not in PHASES:
             raise ValueError(f"phase: expected one of {', '.join(PHASES)} or None, got {phase!r}")
         part = Accumulator(histogram=whole.histogram)
@@ -168,7 +173,9 @@ class Capture:
             part.expect(module, heads)
         if phase in self._phases:
             part.merge(self._phases[phase])
-        return part.table(stat, field)
+        if stat in part.stats:
+            return part.table(stat, field)
+        return torch.zeros_like(table) if field == "count" else torch.full_like(table, torch.nan)
 
     # What the adapter asks and tells: attncap.adapters.Sink.
 
@@ -181,8 +188,9 @@ class Capture:
         return self._rows.among(query_mask, query)
 
     def annotate(self, batch: Mapping[str, Any]) -> Annotations | None:
-        """Tags and features of a batch."""
-        return self._annotator(batch) if self._annotator and self._steps.wanted else None
+        """Tags and features of a batch; activation checkpointing runs parts of a model, which are given no batch."""
+        wanted = self._annotator and self._steps.wanted and not is_backward_running()
+        return self._annotator(batch) if wanted else None
 
     def record(
         self,
@@ -334,7 +342,7 @@ def capture(
             own attention runs. What runs outside any forward of it (an encoder that `generate` calls) is captured.
         importance: count the statistic ``importance`` too, from the backwards that run: of each head the mean over
             tokens of abs(<dloss/dout_i, out_i>), which is the absolute derivative by a gate of 1 on what the head
-            gives at token i (Michel et al. 2019).
+            gives at token i (Michel et al. 2019). Reentrant checkpointing may forget which tokens are padding.
         differentiable: with `keep`, statistics in ``cap.stats`` carry gradients, so that a loss may contain them.
             Neither in a compiled graph nor with activation checkpointing.
 

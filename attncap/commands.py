@@ -303,9 +303,15 @@ def _signals_interrupt(progress: Progress) -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
         raise KeyboardInterrupt
 
+    def unraisable(unraised: sys.UnraisableHookArgs) -> None:
+        # Raised inside a finaliser it is lost; the next step ends the scan then, and there is nothing to be told.
+        if not (progress.interrupted and isinstance(unraised.exc_value, KeyboardInterrupt)):
+            hook(unraised)
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number, handler in before.items():
         if number == signal.SIGTERM or handler is signal.default_int_handler:  # in the background it is ignored
@@ -315,6 +321,7 @@ def _signals_interrupt(progress: Progress) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook
 
 
 def _summary(finished: Run) -> None:

@@ -1,7 +1,8 @@
 """Corpora: what to read, document by document, without ever holding more than one shard of it.
 
 A corpus is read twice: once to count it and take its fingerprint (`survey`), once for the documents (`shards`).
-What is kept in between is one digest per shard.
+What is kept in between is a digest of each shard, and where it begins: a worker goes to its shards without reading the
+others.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -17,7 +19,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from attncap import corpus_readers
-from attncap.corpus_readers import ALL_GROUP, DATASET_PREFIX, Content, CorpusError, Document, Fault, ReadOptions
+from attncap.corpus_readers import (
+    ALL_GROUP,
+    BEGINNING,
+    DATASET_PREFIX,
+    Content,
+    CorpusError,
+    Document,
+    Fault,
+    ReadOptions,
+)
 from attncap.types import MissingExtraError
 
 __all__ = ["Corpus", "CorpusError", "CorpusOptions", "Shard", "ShardSize", "Survey"]
@@ -77,6 +88,12 @@ class ShardSize:
     longest: int = 8 * 1024
 
 
+Start = tuple[int, int, int]
+"""Where to read on: the number of an input, and a bookmark in it."""
+
+_BEGINNING: Start = (0, *BEGINNING)
+
+
 @dataclass(frozen=True)
 class Survey:
     """What one pass over the corpus found.
@@ -88,6 +105,7 @@ class Survey:
         fingerprint: sha256 of the documents in order, and of the options they were read with.
         shard_digests: sha256 of each shard's documents.
         shard_documents: how many documents each shard has.
+        shard_starts: where the first of them is: the number of the input, and its bookmark there.
         groups: how many documents each group has, by name.
         faults: the first messages about failed documents.
     """
@@ -98,6 +116,7 @@ class Survey:
     fingerprint: str
     shard_digests: tuple[bytes, ...]
     shard_documents: tuple[int, ...]
+    shard_starts: tuple[Start, ...]
     groups: dict[str, int]
     faults: tuple[str, ...] = ()
 
@@ -111,6 +130,7 @@ class Survey:
         """What `to_bytes` wrote."""
         fields = json.loads(data)
         fields["shard_digests"] = tuple(bytes.fromhex(digest) for digest in fields["shard_digests"])
+        fields["shard_starts"] = tuple(tuple(start) for start in fields["shard_starts"])
         return cls(**{**fields, **{name: tuple(fields[name]) for name in ("shard_documents", "faults")}})
 
 
@@ -172,10 +192,13 @@ class Corpus:
         whole = hashlib.sha256(repr(sorted(asdict(self.options).items())).encode())
         digests: list[bytes] = []
         numbers: list[int] = []
+        starts: list[Start] = []
         groups: dict[str, int] = {}
-        for documents in _cut(self._documents(tally), size):
+        for found in _cut(self._documents(tally), size):
+            documents = [document for _, document in found]
             digests.append(_digest(documents))
             numbers.append(len(documents))
+            starts.append(found[0][0])
             whole.update(digests[-1])
             for document in documents:
                 groups[document.group] = groups.get(document.group, 0) + 1
@@ -192,6 +215,7 @@ class Corpus:
             fingerprint=whole.hexdigest(),
             shard_digests=tuple(digests),
             shard_documents=tuple(numbers),
+            shard_starts=tuple(starts),
             groups=dict(sorted(groups.items())),
             faults=tuple(tally.faults),
         )
@@ -199,31 +223,29 @@ class Corpus:
     def shards(
         self,
         survey: Survey,
-        size: ShardSize = ShardSize(),
         wanted: Collection[int] | None = None,
         take: Callable[[int], bool] = lambda shard: True,
     ) -> Iterator[Shard]:
-        """Shards of the corpus in order, each checked against the survey, which was of the same size.
+        """Shards of the corpus in order, each checked against the survey.
 
         Args:
             wanted: numbers of shards; None = all.
-            take: asked when the shard has been read; a shard is left out where it says no.
+            take: asked before a shard is read; it is left out where this says no.
 
         Raises:
             CorpusError: the corpus is not what it was when it was surveyed.
         """
-        left = set(range(len(survey.shard_digests)) if wanted is None else wanted)
-        first = 0
-        for index, documents in enumerate(_cut(self._documents(_Tally()), size)):
-            if not left:
-                return
-            if index in left:
-                left.remove(index)
-                if take(index):
-                    yield self._checked(Shard(index, first, documents), survey)
-            first += len(documents)
-        if left:
-            raise self._changed()
+        firsts = [0, *itertools.accumulate(survey.shard_documents)]
+        documents: Iterator[tuple[Start, Document]] = iter(())
+        reached = -1  # the shard that `documents` goes on with
+        for index in range(len(survey.shard_digests)) if wanted is None else sorted(wanted):
+            if not take(index):
+                continue
+            if index != reached:
+                documents = self._documents(_Tally(), survey.shard_starts[index])
+            found = [document for _, document in itertools.islice(documents, survey.shard_documents[index])]
+            yield self._checked(Shard(index, firsts[index], found), survey)
+            reached = index + 1
 
     def state(self) -> str | None:
         """Digest of the files' names, sizes and times of change and of the options; None where not all are files.
@@ -249,10 +271,10 @@ class Corpus:
             "put it back and give the same command again, or scan it into another folder"
         )
 
-    def _documents(self, tally: _Tally) -> Iterator[Document]:
-        """Documents with text; the empty and the failed go to the tally."""
+    def _documents(self, tally: _Tally, start: Start = _BEGINNING) -> Iterator[tuple[Start, Document]]:
+        """Documents with text and where they are; the empty and the failed go to the tally."""
         count = 0
-        for document in self._read():
+        for number, document in self._read(start):
             if isinstance(document, Fault):
                 if self.options.on_error == "stop":
                     raise CorpusError(
@@ -264,16 +286,20 @@ class Corpus:
             elif not (document.content.strip() if isinstance(document.content, str) else document.content):
                 tally.empty += 1
             else:
-                yield document
+                yield (number, *document.at), document
                 count += 1
                 if count == self.options.limit:
                     return
 
-    def _read(self) -> Iterator[Document | Fault]:
+    def _read(self, start: Start) -> Iterator[tuple[int, Document | Fault]]:
+        """What the inputs hold, each with the number of its input."""
         whole_files = self.options.txt_documents == "file"
         options = ReadOptions(self.options.text_column, whole_files, self.options.group_by)
-        for kind, place in self._inputs:
-            yield from corpus_readers.READERS[kind](place, options)
+        first, *bookmark = start
+        for number, (kind, place) in enumerate(self._inputs[first:], start=first):
+            at = (bookmark[0], bookmark[1]) if number == first else BEGINNING
+            for document in corpus_readers.READERS[kind](place, options, at):
+                yield number, document
 
     def _emptiness(self, tally: _Tally) -> str:
         message = f"{', '.join(self.sources)}: no document with text in it"
@@ -284,11 +310,11 @@ class Corpus:
         return message
 
 
-def _cut(documents: Iterator[Document], size: ShardSize) -> Iterator[list[Document]]:
-    shard: list[Document] = []
+def _cut(documents: Iterator[tuple[Start, Document]], size: ShardSize) -> Iterator[list[tuple[Start, Document]]]:
+    shard: list[tuple[Start, Document]] = []
     characters = 0
-    for document in documents:
-        shard.append(document)
+    for place, document in documents:
+        shard.append((place, document))
         characters += min(_characters(document.content), size.longest)
         if len(shard) >= size.documents or characters >= size.characters:
             yield shard

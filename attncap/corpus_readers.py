@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,12 +42,22 @@ class CorpusError(AttncapError, ValueError):
     """A corpus cannot be read; the message names the file and the place in it."""
 
 
+Bookmark = tuple[int, int]
+"""Where a document begins: byte and line of a text file, row of a table; both count from 0, and a row has line 0."""
+
+BEGINNING: Bookmark = (0, 0)
+
+
 @dataclass(frozen=True)
 class Document:
-    """What a model reads at once, and the group whose statistics it counts for."""
+    """What a model reads at once, and the group whose statistics it counts for.
+
+    A reader that starts `at` this document's bookmark gives it first.
+    """
 
     content: Content
     group: str = ALL_GROUP
+    at: Bookmark = field(default=BEGINNING, compare=False)
 
 
 @dataclass(frozen=True)
@@ -72,45 +82,38 @@ class ReadOptions:
         return [self.text_column] if self.group_by is None else [self.text_column, self.group_by]
 
 
-def read_txt(place: str, options: ReadOptions) -> Iterator[Document | Fault]:
+def read_txt(place: str, options: ReadOptions, start: Bookmark) -> Iterator[Document | Fault]:
     """Paragraphs between blank lines, or the whole file."""
     group = _group_of_file(place, options)
     with open(place, "rb") as handle:
         if options.whole_files:
-            yield _decode(place, handle.read().removeprefix(_BOM), 1, 0, group)
+            yield _decode(place, handle.read().removeprefix(_BOM), BEGINNING, group)
             return
-        lines: list[bytes] = []
-        start_line, start_byte, position = 1, 0, 0
-        for number, line in enumerate(_lines(handle), start=1):
+        paragraph: list[bytes] = []
+        for at, line in _lines(handle, start):
             if line.strip():
-                if not lines:
-                    start_line, start_byte = number, position
-                lines.append(line)
-            elif lines:
-                yield _decode(place, b"".join(lines), start_line, start_byte, group)
-                lines = []
-            position += len(line)
-        if lines:
-            yield _decode(place, b"".join(lines), start_line, start_byte, group)
+                start = at if not paragraph else start
+                paragraph.append(line)
+            elif paragraph:
+                yield _decode(place, b"".join(paragraph), start, group)
+                paragraph = []
+        if paragraph:
+            yield _decode(place, b"".join(paragraph), start, group)
 
 
-def read_jsonl(place: str, options: ReadOptions) -> Iterator[Document | Fault]:
+def read_jsonl(place: str, options: ReadOptions, start: Bookmark) -> Iterator[Document | Fault]:
     """One JSON object a line; lines without anything on them are no documents."""
     with open(place, "rb") as handle:
-        for number, line in enumerate(_lines(handle), start=1):
+        for at, line in _lines(handle, start):
             if line.strip():
-                yield _from_json(f"{place}:{number}", line, options)
+                yield _marked(_from_json(f"{place}:{at[1] + 1}", line, options), at)
 
 
-def read_csv(place: str, options: ReadOptions) -> Iterator[Document | Fault]:
+def read_csv(place: str, options: ReadOptions, start: Bookmark) -> Iterator[Document | Fault]:
     """Comma-separated values (tab-separated in .tsv) with the names of the columns in the first row."""
     csv.field_size_limit(_LONGEST_FIELD)
-    separator = "\t" if place.lower().endswith(".tsv") else ","
     with open(place, "rb") as handle:
-        # Bytes that are not UTF-8 pass through as lone surrogates, so that the fault names the row they stand in.
-        rows = csv.reader(
-            (line.decode("utf-8", "surrogateescape") for line in _lines(handle)), delimiter=separator, strict=True
-        )
+        rows = _Rows(place, handle, BEGINNING)
         try:
             header = next(rows)
         except StopIteration:
@@ -118,19 +121,41 @@ def read_csv(place: str, options: ReadOptions) -> Iterator[Document | Fault]:
         except csv.Error as error:
             raise CorpusError(f"{place}:1: not a row of names of columns ({error})") from error
         columns = [_column(place, header, name) for name in options.columns]
+        if start != BEGINNING:
+            rows = _Rows(place, handle, start)
         while True:
+            at = rows.bookmark
             try:
                 row = next(rows)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Fault(f"{place}:{rows.line_num}: broken row ({error})")
+                yield Fault(f"{place}:{rows.bookmark[1]}: broken row ({error})")
                 continue
             if row:
-                yield _from_row(f"{place}:{rows.line_num}", row, len(header), columns, options)
+                where = f"{place}:{rows.bookmark[1]}"
+                yield _marked(_from_row(where, row, len(header), columns, options), at)
 
 
-def read_parquet(place: str, options: ReadOptions) -> Iterator[Document | Fault]:
+class _Rows:
+    """Rows of a file of separated values; `bookmark` is where the next one begins."""
+
+    def __init__(self, place: str, handle: BinaryIO, start: Bookmark) -> None:
+        self.bookmark = start
+        separator = "\t" if place.lower().endswith(".tsv") else ","
+        self._rows = csv.reader(self._text(handle, start), delimiter=separator, strict=True)
+
+    def _text(self, handle: BinaryIO, start: Bookmark) -> Iterator[str]:
+        for (byte, number), line in _lines(handle, start):
+            self.bookmark = (byte + len(line), number + 1)
+            # Bytes that are not UTF-8 pass through as lone surrogates, so that the fault names the row they stand in.
+            yield line.decode("utf-8", "surrogateescape")
+
+    def __next__(self) -> list[str]:
+        return next(self._rows)
+
+
+def read_parquet(place: str, options: ReadOptions, start: Bookmark) -> Iterator[Document | Fault]:
     """Columns of a Parquet file, row group by row group; a damaged one is left out, the others are read."""
     parquet, pyarrow = require("pyarrow.parquet", "scan"), require("pyarrow", "scan")
 
@@ -143,29 +168,34 @@ def read_parquet(place: str, options: ReadOptions) -> Iterator[Document | Fault]
     with file:
         for name in options.columns:
             _column(place, file.schema_arrow.names, name)
-        first = 1
+        first = 0
         for group in range(file.metadata.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            yield from _row_group(place, file, group, range(first, first + rows), options)
-            first += rows
+            rows = range(first, first + file.metadata.row_group(group).num_rows)
+            first = rows.stop
+            if start[0] < rows.stop:
+                yield from _row_group(place, file, group, rows, start[0], options)
 
 
-def _row_group(place: str, file: Any, group: int, rows: range, options: ReadOptions) -> Iterator[Document | Fault]:
-    """The documents of one row group, whose rows have these numbers in the file."""
-    pyarrow, number = require("pyarrow", "scan"), rows.start
+def _row_group(
+    place: str, file: Any, group: int, rows: range, start: int, options: ReadOptions
+) -> Iterator[Document | Fault]:
+    """The documents of one row group, which has these rows of the file, from row `start` on."""
+    pyarrow, row = require("pyarrow", "scan"), rows.start
     try:
         batches = file.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=options.columns, use_threads=False)
         for batch in batches:
             # By name: a file has its columns in an order of its own.
             for scalars in zip(*(batch.column(name) for name in options.columns), strict=True):
-                yield _from_scalars(f"{place}: row {number}", scalars, options)
-                number += 1
+                if row >= start:
+                    yield _marked(_from_scalars(f"{place}: row {row + 1}", scalars, options), (row, 0))
+                row += 1
     except (pyarrow.ArrowException, OSError) as error:
-        lost = f"rows {number} to {rows.stop - 1}"
-        yield Fault(f"{place}: {lost} are damaged ({_first_line(error)})", documents=rows.stop - number)
+        row = max(row, start)
+        lost = f"rows {row + 1} to {rows.stop}"
+        yield Fault(f"{place}: {lost} are damaged ({_first_line(error)})", documents=rows.stop - row)
 
 
-def read_dataset(place: str, options: ReadOptions) -> Iterator[Document | Fault]:
+def read_dataset(place: str, options: ReadOptions, start: Bookmark) -> Iterator[Document | Fault]:
     """A Hugging Face dataset, streamed; ``name:split`` chooses the split, which is train otherwise.
 
     A name that is a folder is one that `save_to_disk` wrote, or one that the library's builders understand.
@@ -176,24 +206,25 @@ def read_dataset(place: str, options: ReadOptions) -> Iterator[Document | Fault]
         if is_saved_dataset(Path(name)):
             rows = datasets.load_from_disk(name)
             rows = rows[split or "train"] if hasattr(rows, "keys") else rows
+            rows = rows.select(range(start[0], len(rows)))
         else:
-            rows = datasets.load_dataset(name, split=split or "train", streaming=True)
+            rows = datasets.load_dataset(name, split=split or "train", streaming=True).skip(start[0])
     except Exception as error:  # the library raises its own, the network's and the file system's
         raise CorpusError(f"{place}: cannot be loaded as a dataset ({_first_line(error)})") from error
-    records, number = iter(rows), 0
+    records, row = iter(rows), start[0]
     while True:
         try:
             record = next(records)
         except StopIteration:
             return
         except Exception as error:
-            yield Fault(f"{place}: damaged after row {number} ({_first_line(error)})")
+            yield Fault(f"{place}: damaged after row {row} ({_first_line(error)})")
             return
-        number += 1
-        yield _from_mapping(f"{place}: row {number}", record, options)
+        yield _marked(_from_mapping(f"{place}: row {row + 1}", record, options), (row, 0))
+        row += 1
 
 
-def read_image(place: str, options: ReadOptions) -> Iterator[Document | Fault]:
+def read_image(place: str, options: ReadOptions, _start: Bookmark) -> Iterator[Document | Fault]:
     """A file that is one image."""
     yield Document(Path(place).read_bytes(), _group_of_file(place, options))
 
@@ -203,7 +234,7 @@ def is_saved_dataset(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
-def read_docstrings(place: str, options: ReadOptions) -> Iterator[Document | Fault]:
+def read_docstrings(place: str, options: ReadOptions, start: Bookmark) -> Iterator[Document | Fault]:
     """Documentation strings of Python's standard library, of 400 characters or more.
 
     Taken from the sources, no module is imported. The order is that of a digest of their names: any first part of it
@@ -211,8 +242,8 @@ def read_docstrings(place: str, options: ReadOptions) -> Iterator[Document | Fau
     """
     if options.group_by is not None:
         raise CorpusError(f"{place}: has no columns, so there is nothing to --group-by")
-    for text in _standard_library_docstrings():
-        yield Document(text)
+    for number, text in enumerate(_standard_library_docstrings()[start[0] :], start=start[0]):
+        yield Document(text, at=(number, 0))
 
 
 @functools.cache
@@ -246,10 +277,19 @@ def _docstrings(module: str, source: bytes) -> Iterator[tuple[str, str]]:
         pending.extend((f"{name}.{getattr(child, 'name', '')}".rstrip("."), child) for child in children)
 
 
-def _lines(handle: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file, without the mark that some editors put before the first."""
-    for number, line in enumerate(handle):
-        yield line.removeprefix(_BOM) if number == 0 else line
+def _lines(handle: BinaryIO, start: Bookmark) -> Iterator[tuple[Bookmark, bytes]]:
+    """Where each line of a file begins, and the line, without the mark that some editors put before the first."""
+    byte, first = start
+    handle.seek(byte)
+    for number, whole in enumerate(handle, start=first):
+        line = whole.removeprefix(_BOM) if byte == 0 else whole
+        byte += len(whole) - len(line)
+        yield (byte, number), line
+        byte += len(line)
+
+
+def _marked(found: Document | Fault, at: Bookmark) -> Document | Fault:
+    return replace(found, at=at) if isinstance(found, Document) else found
 
 
 def _group_of_file(place: str, options: ReadOptions) -> str:
@@ -261,14 +301,14 @@ def _group_of_file(place: str, options: ReadOptions) -> str:
     return Path(place).resolve().parent.name
 
 
-def _decode(place: str, data: bytes, line: int, byte: int, group: str) -> Document | Fault:
-    """Text of a .txt document that begins at that line and byte of its file."""
+def _decode(place: str, data: bytes, at: Bookmark, group: str) -> Document | Fault:
+    """Text of a .txt document."""
     try:
-        return Document(data.decode("utf-8").replace("\r\n", "\n").strip("\n"), group)
+        return Document(data.decode("utf-8").replace("\r\n", "\n").strip("\n"), group, at)
     except UnicodeDecodeError as error:
-        at_line = line + data[: error.start].count(b"\n")
+        line = at[1] + 1 + data[: error.start].count(b"\n")
         wrong = data[error.start]
-        return Fault(f"{place}:{at_line}: not UTF-8 (byte {byte + error.start} of the file is 0x{wrong:02x})")
+        return Fault(f"{place}:{line}: not UTF-8 (byte {at[0] + error.start} of the file is 0x{wrong:02x})")
 
 
 def _from_json(where: str, line: bytes, options: ReadOptions) -> Document | Fault:
@@ -360,7 +400,7 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-READERS: dict[str, Callable[[str, ReadOptions], Iterator[Document | Fault]]] = {
+READERS: dict[str, Callable[[str, ReadOptions, Bookmark], Iterator[Document | Fault]]] = {
     "txt": read_txt,
     "jsonl": read_jsonl,
     "csv": read_csv,

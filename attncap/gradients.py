@@ -17,8 +17,8 @@ and with Delta_i = sum_j p_ij G_ij + p_i0 G_i0 those by scores, sink logits and 
     dv_j = sum_i p_ij dout_i              df_j = sum_i,h p_ij dfeature_mass_i
 
 p log p and its derivative are 0 where p is. Rows that see no key take no part. Rows that `query_mask` leaves out have
-an output, so dout counts, and constant statistics: nothing else does. Delta_i is dout_i . out_i, plus each other
-derivative times its statistic (twice for collision), plus sum_j p_ij dreceived_mass_j.
+an output, so dout counts, and constant statistics: nothing else does. Delta_i is dout_i . out_i, plus sum_j p_ij
+dreceived_mass_j, plus each other derivative but those by lse and max_logit times its statistic, twice for collision.
 
     B batch  H query heads  G key/value heads  Q query rows  K keys  D, E head dims of key and value
 """
@@ -45,8 +45,9 @@ def attention(call: Call, out: Tensor, stats: HeadStats, upstream: Upstream, gra
 
     Args:
         call: that of the forward.
-        out, stats: what the forward gave. Of them `stats.topk_index` alone is read here: the probabilities are
-            computed once more. Kernels find each row's lse there, also of those that `query_mask` leaves out.
+        out, stats: what the forward gave: lse of every row, also of those that `query_mask` leaves out, and at least
+            the other statistics whose derivatives there are. `topk_index` alone is read here, for the probabilities
+            are computed once more.
     """
     compute = torch.float64 if call.query.dtype == torch.float64 else torch.float32
     wanted = {field.name: getattr(gradients, field.name) for field in fields(gradients)}
@@ -54,8 +55,9 @@ def attention(call: Call, out: Tensor, stats: HeadStats, upstream: Upstream, gra
     sums = Gradients(
         **{name: None if tensor is None else torch.zeros_like(tensor, dtype=compute) for name, tensor in wanted.items()}
     )
-    for block in _blocks(call, stats, upstream):
-        _add(block, block.of_sums(sums))
+    with torch.autocast(call.query.device.type, enabled=False):  # a backward may be run inside one
+        for block in _blocks(call, stats, upstream):
+            _add(block, block.of_sums(sums))
     for name, tensor in wanted.items():
         if tensor is not None:
             tensor.copy_(getattr(sums, name))

@@ -244,7 +244,7 @@ class _Scan:
     def _state(self) -> str | None:
         """Of the corpus and where it is cut."""
         state = self._corpus.state()
-        return None if state is None else f"{state} {json.dumps(asdict(self._size))}"
+        return None if state is None else f"2 {state} {json.dumps(asdict(self._size))}"
 
     def _known(self) -> dict[str, Any] | None:
         """scan.json; None where there is none that can be believed."""
@@ -311,7 +311,7 @@ class _Scan:
         # torch was told to take one thread an operator; `_threads` is what it had before.
         alone = self._work.device.type != "cpu" or self._work.loaded.is_placed or self._work.team.size > 1
         workers = 1 if alone else self._options.workers or self._threads
-        shards = self._corpus.shards(self._survey, self._size, wanted, self._claim)
+        shards = self._corpus.shards(self._survey, wanted, self._claim)
         run_shards(self._work, shards, min(workers, len(wanted)), keep, self._progress.advance)
         return computed
 

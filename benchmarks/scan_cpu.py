@@ -32,7 +32,7 @@ def make_work(threads: int, documents: int) -> tuple[Work, list[EncodedShard]]:
     loaded = load_model("builtin:minilm")
     work = Work(loaded, DEFAULT_SPEC, tag_functions(loaded, None, lambda _: None), 512, 1024, torch.device("cpu"))
     corpus = Corpus(["builtin:docstrings"], CorpusOptions())
-    shards = corpus.shards(corpus.survey(SHARD_SIZE), SHARD_SIZE)
+    shards = corpus.shards(corpus.survey(SHARD_SIZE))
     tokens: list[EncodedShard] = []
     while len(tokens) < threads or sum(len(shard.sequences) for shard in tokens) < documents:
         tokens.append(encode(next(shards), loaded, 512))
@@ -62,7 +62,7 @@ def run_whole(work: Work, shards: int, threads: int) -> None:
     """As `run_captured`, from the text on."""
     corpus = Corpus(["builtin:docstrings"], CorpusOptions())
     survey = corpus.survey(SHARD_SIZE)
-    run_shards(work, corpus.shards(survey, SHARD_SIZE, range(shards)), threads, lambda _: None, lambda *_: None)
+    run_shards(work, corpus.shards(survey, range(shards)), threads, lambda _: None, lambda *_: None)
 
 
 def padding(work: Work, shards: list[EncodedShard]) -> float:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -52,6 +55,17 @@ def test_nothing_is_left_behind(kind: str, implementation: str) -> None:
     assert model.config._attn_implementation == implementation
     assert names_registered() == registered
     assert hooks(model) == 0
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_a_model_is_not_copied_with_the_capture_that_hangs_on_it(copied: Callable[[Any], Any]) -> None:
+    model = models.text_model("bert")
+    with (
+        attncap.capture(model),
+        pytest.raises(TypeError, match="neither copied nor pickled while it is captured"),
+    ):
+        copied(model)
+    copied(model)
 
 
 def test_nothing_is_left_behind_by_an_exception_in_the_middle_of_a_forward() -> None:

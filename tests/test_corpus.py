@@ -25,7 +25,7 @@ def documents(*sources: str | Path, shard: int = 3, **options: object) -> list[s
     corpus = Corpus([str(source) for source in sources], CorpusOptions(**options))  # type: ignore[arg-type]
     size = ShardSize(shard)
     survey = corpus.survey(size)
-    return [text for part in corpus.shards(survey, size) for text in part.texts]
+    return [text for part in corpus.shards(survey) for text in part.texts]
 
 
 def survey_of(*sources: str | Path, **options: object) -> Survey:
@@ -114,14 +114,77 @@ def test_limit_ends_the_corpus_early(tmp_path: Path) -> None:
 def test_shards_are_consecutive_and_can_be_chosen(tmp_path: Path) -> None:
     corpus = Corpus([str(write_jsonl(tmp_path))])
     survey = corpus.survey(THREE)
-    assert [(shard.index, shard.texts) for shard in corpus.shards(survey, THREE)] == [
+    assert [(shard.index, shard.texts) for shard in corpus.shards(survey)] == [
         (0, DOCUMENTS[:3]),
         (1, DOCUMENTS[3:]),
     ]
-    assert [shard.index for shard in corpus.shards(survey, THREE, {1})] == [1]
-    assert [shard.index for shard in corpus.shards(survey, THREE, {0})] == [0]
-    assert list(corpus.shards(survey, THREE, ())) == []
-    assert [shard.index for shard in corpus.shards(survey, THREE, take=lambda shard: shard == 1)] == [1]
+    assert [shard.index for shard in corpus.shards(survey, {1})] == [1]
+    assert [shard.index for shard in corpus.shards(survey, {0})] == [0]
+    assert list(corpus.shards(survey, ())) == []
+    assert [shard.index for shard in corpus.shards(survey, take=lambda shard: shard == 1)] == [1]
+
+
+def texts_with_gaps() -> list[str]:
+    """Documents of every length, some of them empty, some with line ends and quotes in them."""
+    odd = ["", " \n ", 'a "quoted", word', "two\nlines", "Öl\r\nim Wasser", "\u2028"]
+    return [text for number in range(12) for text in (f"document {number}", odd[number % len(odd)])]
+
+
+def txt_with_gaps(folder: Path) -> Path:
+    path = folder / "gaps.txt"
+    paragraphs = "\r\n \n\n".join(text for text in texts_with_gaps() if text.strip())
+    path.write_bytes(b"\xef\xbb\xbf\n\n" + paragraphs.encode())
+    return path
+
+
+def jsonl_with_gaps(folder: Path) -> Path:
+    path = folder / "gaps.jsonl"
+    lines = [json.dumps({"text": text}) for text in texts_with_gaps()]
+    lines[4:4] = ["", "{broken", '{"other": 1}']
+    path.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
+    return path
+
+
+def csv_with_gaps(folder: Path) -> Path:
+    path = folder / "gaps.csv"
+    with open(path, "w", encoding="utf-8-sig", newline="") as handle:
+        rows = csv.writer(handle)
+        rows.writerow(["multi\nline", "text"])
+        for number, text in enumerate(texts_with_gaps()):
+            rows.writerow([number, text] if number != 5 else [number])
+            if number == 7:
+                handle.write("\r\n")
+    return path
+
+
+def parquet_with_gaps(folder: Path) -> Path:
+    path = folder / "gaps.parquet"
+    pq.write_table(pa.table({"text": texts_with_gaps()}), path, row_group_size=5)
+    return path
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("write", [txt_with_gaps, jsonl_with_gaps, csv_with_gaps, parquet_with_gaps])
+def test_a_shard_by_itself_is_what_it_is_among_all(tmp_path: Path, write: Callable[[Path], Path], size: int) -> None:
+    (tmp_path / "sub").mkdir()
+    corpus = Corpus([str(write(tmp_path)), str(write(tmp_path / "sub")), "builtin:docstrings"], CorpusOptions(limit=60))
+    survey = corpus.survey(ShardSize(size))
+    shards = list(corpus.shards(survey))
+    assert len(shards) == len(survey.shard_starts)
+    for shard in shards:
+        assert list(corpus.shards(survey, [shard.index])) == [shard]
+    assert list(corpus.shards(survey, take=lambda index: index % 3 == 1)) == shards[1::3]
+
+
+def test_a_shard_is_found_without_reading_those_before(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path)
+    corpus = Corpus([str(path)])
+    survey = corpus.survey(ShardSize(1))
+    content = path.read_bytes()
+    path.write_bytes(b"x" * content.index(b"\n") + content[content.index(b"\n") :])
+    assert [shard.texts for shard in corpus.shards(survey, [1, 3])] == [[DOCUMENTS[1]], [DOCUMENTS[3]]]
+    with pytest.raises(CorpusError, match="changed while it was being read"):
+        list(corpus.shards(survey, [0]))
 
 
 def test_shards_end_by_documents_or_by_characters_of_what_a_model_reads(tmp_path: Path) -> None:
@@ -150,7 +213,7 @@ def test_a_corpus_that_changes_between_the_passes_is_refused(tmp_path: Path) -> 
     survey = corpus.survey(THREE)
     path.write_text(path.read_text().replace("third", "THIRD"))
     with pytest.raises(CorpusError, match="changed while it was being read"):
-        list(corpus.shards(survey, THREE))
+        list(corpus.shards(survey))
 
 
 BROKEN = {

@@ -20,6 +20,7 @@ from tests import maps, models
 WORLD = 2
 # What each process does; the results are compared in the test, by name.
 KINDS = ("ddp", "ddp_inside", "fsdp1", "fsdp2", "tensor", "tensor_heads", "tensor_gathered", "transformers_plan")
+TRAINED = ("ddp", "fsdp2")
 HAS_PLAN = hasattr(PreTrainedModel, "_resolve_parallel_plans")
 
 
@@ -34,6 +35,20 @@ def llama() -> Any:
 def run(target: Any, called: Any, batch: dict[str, Tensor], **options: Any) -> tuple[attncap.Capture, Tensor]:
     with torch.no_grad(), attncap.Capture(target, maps.FULL, histogram=True, **options) as cap:
         return cap, called(**batch).logits
+
+
+def train(target: Any, called: Any, batch: dict[str, Tensor]) -> tuple[attncap.Capture, dict[str, Tensor]]:
+    """The capture of one step with activation checkpointing, and the gradients it leaves, whole."""
+    model = getattr(called, "module", called)
+    model.train().activation_checkpointing_enable()
+    with attncap.Capture(target, maps.FULL, histogram=True, importance=True) as cap:
+        called(**batch).logits.double().square().mean().backward()
+    whole = {}
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        assert gradient is not None
+        whole[name] = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+    return cap, whole
 
 
 def wrapped(kind: str, mesh: Any) -> tuple[Any, Any, dict[str, Any]]:
@@ -87,6 +102,10 @@ def work(rank: int, folder: str) -> None:
         batch = batches()[0 if "tensor" in kind or "plan" in kind else rank]
         cap, logits = run(target, called, batch, **options)
         found[kind] = (cap.layers, cap.accumulator.to_bytes(), logits)
+    for kind in TRAINED:
+        target, called, _ = wrapped(kind, mesh)
+        cap, gradients = train(target, called, batches()[rank])
+        found[f"{kind}_trained"] = (cap.layers, cap.accumulator.to_bytes(), gradients)
     torch.save(found, Path(folder) / f"{rank}.pt")
     distributed.barrier()
     distributed.destroy_process_group()
@@ -159,3 +178,24 @@ def test_heads_that_a_plan_leaves_together_are_captured_by_every_process(found: 
         _, data, got = found[rank]["tensor_gathered"]
         torch.testing.assert_close(got, logits, atol=2e-5, rtol=1e-4)
         assert_tables_match(Accumulator.from_bytes(data), cap.accumulator)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_processes_that_train_together_count_once_and_have_the_gradients_of_both(
+    found: list[dict[str, Any]], kind: str
+) -> None:
+    """What is reduced between them is the mean over processes."""
+    expected, total = Accumulator(histogram=True), {}
+    for batch in batches():
+        model = llama()
+        cap, gradients = train(model, model, batch)
+        expected.merge(cap.accumulator)
+        total = {name: total.get(name, 0) + gradient / WORLD for name, gradient in gradients.items()}
+    for one in found:
+        gradients = one[f"{kind}_trained"][2]
+        assert gradients.keys() == total.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, total[name], atol=1e-6, rtol=1e-4)
+    whole = merged(found, f"{kind}_trained")
+    assert "importance" in whole.stats
+    assert_tables_match(whole, expected)

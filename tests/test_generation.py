@@ -147,12 +147,15 @@ def test_layers_keep_their_places_in_a_phase_in_which_they_did_not_run() -> None
         assert bool(cap.mean("entropy", phase="decode")[layer].isnan().all()) == name.startswith("model.encoder")
 
 
-def test_phases_are_refused_by_name() -> None:
+def test_a_phase_that_did_not_run_has_counted_nothing() -> None:
     model = built("llama")
     with attncap.capture(model) as cap, torch.no_grad():
         model(**models.tokens(2, 4, seed=1))
     assert (cap.count("entropy", phase="prefill") == 8).all()
+    assert (cap.count("entropy", phase="decode") == 0).all()
+    assert cap.mean("entropy", phase="decode").shape == cap.mean("entropy").shape
+    assert cap.mean("entropy", phase="decode").isnan().all()
     with pytest.raises(ValueError, match="phase: expected one of prefill, decode or None, got 'training'"):
         cap.mean("entropy", phase="training")
-    with pytest.raises(ValueError, match="nothing was captured yet"):
-        cap.mean("entropy", phase="decode")
+    with pytest.raises(ValueError, match="stat: expected one of"):
+        cap.mean("distance", phase="decode")

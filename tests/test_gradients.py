@@ -223,7 +223,27 @@ def test_masked_rows_keep_the_gradient_of_their_output() -> None:
     assert (found_query[:, :, ::2] != 0).all()
 
 
+def test_an_input_that_the_loss_does_not_depend_on_has_no_gradient() -> None:
+    query, key, value = (torch.randn(1, 1, 3, 4, requires_grad=True) for _ in range(3))
+    features = torch.randn(1, 3, 2, requires_grad=True)
+    _, stats = attention(query, key, value, key_features=features, impl="cpu")
+    assert stats.entropy is not None
+    stats.entropy.sum().backward()
+    assert query.grad is not None
+    assert key.grad is not None
+    assert value.grad is None
+    assert features.grad is None
+
+
 # How it is done.
+
+
+def test_a_backward_inside_autocast_is_as_exact_as_outside() -> None:
+    case = random_case(2, sizes=Sizes(rows=(17,), longest=40), number_of_keys=30)
+    expected = gradients_of(case, "cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        for name, gradient in gradients_of(case, "cpu").items():
+            assert torch.equal(gradient, expected[name]), name
 
 
 def test_two_backwards_give_the_same_bits() -> None:

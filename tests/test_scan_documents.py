@@ -428,7 +428,10 @@ def test_datasets_are_read_by_the_librarys_builders(tmp_path: Path, monkeypatch:
 
     def read(source: str) -> list[Any]:
         corpus = Corpus([source])
-        return [text for shard in corpus.shards(corpus.survey()) for text in shard.texts]
+        survey = corpus.survey(ShardSize(documents=15))
+        shards = list(corpus.shards(survey))
+        assert [shard for index in range(len(shards)) for shard in corpus.shards(survey, [index])] == shards
+        return [text for shard in shards for text in shard.texts]
 
     assert read(str(tmp_path / "saved")) == texts
     assert read(str(tmp_path / "splits")) == texts

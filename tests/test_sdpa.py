@@ -77,3 +77,7 @@ def test_torch_compile_takes_it_whole() -> None:
         return scaled_dot_product_attention(query.sin(), key, value, is_causal=True)
 
     torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="eager")(query), step(query))
+    query.requires_grad_()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    found, expected = (torch.autograd.grad(one(query).square().sum(), query) for one in (compiled, step))
+    torch.testing.assert_close(found, expected)

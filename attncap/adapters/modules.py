@@ -24,6 +24,7 @@ from attncap.adapters.intercept import Interception
 from attncap.adapters.operator import number_of, served
 from attncap.adapters.served import ServedCall, computed, fitting, tokens_of_mask
 from attncap.api import attention
+from attncap.layers import is_backward_running
 from attncap.mha import HeadsCall, multi_head_attention, weights_of
 from attncap.sdpa import attend_of_thread, recording, sdpa_by
 from attncap.types import StatSpec, UnsupportedError
@@ -119,8 +120,10 @@ class ModuleAdapter:
             frame.annotations = self._sink.annotate(arguments)
         if not any(one.cached for one in running):
             frame.cached = 0 if torch.compiler.is_compiling() else cached_keys(arguments)
-        # Modes belong to a thread: a forward in another one than the capture's gets its own.
-        if outermost and not torch.compiler.is_compiling() and not getattr(self._threads, "serving", False):
+        # Modes belong to a thread, and a backward runs without them: a forward in another thread than the capture's
+        # gets its own, and so does what activation checkpointing runs once more.
+        serving = getattr(self._threads, "serving", False) and not is_backward_running()
+        if outermost and not torch.compiler.is_compiling() and not serving:
             self._threads.visit = ExitStack()
             self._threads.visit.enter_context(self._serving())
 

@@ -25,7 +25,8 @@ def head_importance(model: nn.Module, batches: Sequence[Any], loss: Loss) -> Ten
 
     The absolute value is taken token by token, as Michel et al. do. It scales with the loss: a loss that is a mean
     over many tokens gives small numbers. Only torch's own autograd is used, on the model's own attention; gradients
-    of parameters are left as they were.
+    of parameters are left as they were. Where a model is trained anyway, ``capture(model, importance=True)`` counts
+    the same from its own backwards.
 
     Args:
         model: one whose attention `attention_blocks` knows; its mode (train or eval) stays.

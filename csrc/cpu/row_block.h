@@ -156,7 +156,8 @@ class RowBlock {
             L::store(null_mass + r, L::select(empty, zero, null_weight / mass));
         }
         store_outputs();
-        store_all_rows(p_.lse, 0, lse);  // a backward needs it of rows that do not count too
+        // A backward needs the lse of rows that do not count too.
+        store_all_rows(p_.lse, 0, lse);
         std::copy(s_.max, s_.max + kRows, w_.row);  // the maxima are needed on
         if (p_.max) store_rows(p_.max_logit, 0, w_.row, T(-INFINITY));
         store_rows(p_.entropy_out, 0, entropy);

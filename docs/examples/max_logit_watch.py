@@ -1,8 +1,8 @@
 """A watch over training: the largest attention score of every head, as QK-clip wants it, every few steps.
 
-The step itself runs without a capture, for attncap has no gradients yet; then the same batch runs once more under
-`no_grad` inside one. QK-clip (Kimi K2) takes the largest score over all rows and sequences of a head, and scales the
-head's query and key weights down where it is beyond a threshold, 100 there.
+The step itself runs without a capture, on the model's own attention; every few steps the same batch runs once more
+under `no_grad` inside one. QK-clip (Kimi K2) takes the largest score over all rows and sequences of a head, and scales
+the head's query and key weights down where it is beyond a threshold, 100 there.
 """
 
 import torch
