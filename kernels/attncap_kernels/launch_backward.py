@@ -79,9 +79,16 @@ class _Backward:
         rows = {"query": rows_array(call.query), "key": rows_array(call.key), "value": rows_array(call.value)}
         return call.inputs(table)._replace(**rows)
 
+    def _tiles(self, *, of_keys: bool = False) -> plans.Tiles:
+        call, given = self.call, self.given
+        dear = (given.distance, given.collision, given.received_mass, given.tag_mass, given.feature_mass)
+        heavy = call.mask != 0 or call.options.softcap > 0 or any(tensor is not None for tensor in dear)
+        heavy = heavy or (given.chosen is not None and given.chosen.shape[-1] > 1)
+        return plans.backward_tiles(call.pad, call.query.dtype, of_keys=of_keys, heavy=heavy)
+
     def _levels(self, out: Tensor) -> None:
         call = self.call
-        tiles = plans.backward_tiles(call.pad, call.query.dtype)
+        tiles = self._tiles()
         blocks, table = call.blocks(tiles.rows)
         rows, keys, offset = call.lengths
         backward_levels[(blocks * call.heads,)](
@@ -92,7 +99,7 @@ class _Backward:
 
     def _rows(self, gradient: Tensor) -> None:
         call = self.call
-        tiles = plans.backward_tiles(call.pad, call.query.dtype)
+        tiles = self._tiles()
         blocks, table = call.blocks(tiles.rows)
         rows, keys, offset = call.lengths
         backward_rows[(blocks * call.heads,)](
@@ -103,7 +110,7 @@ class _Backward:
 
     def _keys(self, key_gradient: Tensor | None, value_gradient: Tensor | None) -> None:
         call = self.call
-        tiles = plans.backward_tiles(call.pad, call.query.dtype, of_keys=True)
+        tiles = self._tiles(of_keys=True)
         blocks, table = call.blocks(tiles.keys, of_keys=True)
         rows, keys, offset = call.lengths
         backward_keys[(blocks * call.key.shape[1],)](
@@ -114,7 +121,7 @@ class _Backward:
 
     def _mask(self, gradient: Tensor) -> None:
         call = self.call
-        tiles = plans.backward_tiles(call.pad, call.query.dtype)
+        tiles = self._tiles()
         rows, keys, offset = call.lengths
         over = [size == 1 for size in gradient.shape]
         counts = (call.query.shape[0], call.heads, -(-rows // tiles.rows), -(-keys // tiles.keys))
@@ -130,7 +137,7 @@ class _Backward:
 
     def _features(self, gradient: Tensor) -> None:
         call = self.call
-        tiles = plans.backward_tiles(call.pad, call.query.dtype)
+        tiles = self._tiles(of_keys=True)
         blocks, table = call.blocks(tiles.keys, of_keys=True)
         rows, keys, offset = call.lengths
         backward_features[(blocks, -(-gradient.shape[-1] // FEATURES_AT_ONCE.value))](

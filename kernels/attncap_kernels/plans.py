@@ -44,7 +44,7 @@ FLOAT_WITH_TAGS = {pad: Tiles(32, 32, 4, 2) for pad in (16, 32, 64)} | {
     128: Tiles(16, 32, 4, 2),
     256: Tiles(16, 32, 8, 1),
 }
-# Of a backward, whose programs own rows (dq) or keys (dk and dv).
+# Of a backward, whose programs own rows (dq, levels, masks) or keys (dk and dv, features).
 HALF_ROWS_ON_HOPPER = {pad: Tiles(128, 64, 8, 3) for pad in (16, 32, 64, 128)} | {256: Tiles(64, 32, 8, 2)}
 HALF_ROWS = {pad: Tiles(64, 32, 4, 3) for pad in (16, 32, 64, 128)} | {256: Tiles(32, 32, 8, 2)}
 HALF_KEYS_ON_HOPPER = {pad: Tiles(64, 128, 8, 3) for pad in (16, 32, 64)} | {
@@ -56,6 +56,9 @@ FLOAT_BACKWARD = {16: Tiles(32, 32, 4, 2), 32: Tiles(32, 32, 4, 2), 64: Tiles(32
     128: Tiles(16, 32, 4, 2),
     256: Tiles(16, 16, 8, 1),
 }
+# With masks, softcap, or statistics that take registers or loops for each key of a tile. A loop in a tile reads nothing
+# ahead, so that there is one stage.
+HALF_HEAVY = Tiles(32, 32, 4, 1)
 STEP_D = 32  # columns of a product of float32 at a time
 KEYS_WITH_MASK = 64  # masks and softcap take registers too
 # Whether kernels run on the CPU (TRITON_INTERPRET=1): decided once, as they are when their modules are imported.
@@ -100,12 +103,17 @@ def tiles_for(
     return tiles
 
 
-def backward_tiles(pad: int, dtype: torch.dtype, *, of_keys: bool = False) -> Tiles:
-    """Tiles of a backward's kernels; of_keys: of the one whose programs own keys."""
+def backward_tiles(pad: int, dtype: torch.dtype, *, of_keys: bool = False, heavy: bool = False) -> Tiles:
+    """Tiles of a backward's kernels.
+
+    of_keys: of those whose programs own keys; heavy: a tile does more than most, see HALF_HEAVY.
+    """
     if INTERPRETED:
         return INTERPRETED_TILES
     if dtype == torch.float32:
         return FLOAT_BACKWARD[pad]
+    if heavy and pad <= 128:
+        return HALF_HEAVY
     if of_keys:
         return (HALF_KEYS_ON_HOPPER if on_hopper() else HALF_KEYS)[pad]
     return (HALF_ROWS_ON_HOPPER if on_hopper() else HALF_ROWS)[pad]
