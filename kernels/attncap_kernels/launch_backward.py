@@ -82,9 +82,10 @@ class _Backward:
     def _tiles(self, *, of_keys: bool = False) -> plans.Tiles:
         call, given = self.call, self.given
         dear = (given.distance, given.collision, given.received_mass, given.tag_mass, given.feature_mass)
-        heavy = call.mask != 0 or call.options.softcap > 0 or any(tensor is not None for tensor in dear)
+        heavy = any(tensor is not None for tensor in dear)
         heavy = heavy or (given.chosen is not None and given.chosen.shape[-1] > 1)
-        return plans.backward_tiles(call.pad, call.query.dtype, of_keys=of_keys, heavy=heavy)
+        masked = call.mask != 0 or call.options.softcap > 0
+        return plans.backward_tiles(call.pad, call.query.dtype, of_keys=of_keys, masked=masked, heavy=heavy)
 
     def _levels(self, out: Tensor) -> None:
         call = self.call

@@ -56,9 +56,10 @@ FLOAT_BACKWARD = {16: Tiles(32, 32, 4, 2), 32: Tiles(32, 32, 4, 2), 64: Tiles(32
     128: Tiles(16, 32, 4, 2),
     256: Tiles(16, 16, 8, 1),
 }
-# With masks, softcap, or statistics that take registers or loops for each key of a tile. A loop in a tile reads nothing
-# ahead, so that there is one stage.
-HALF_HEAVY = Tiles(32, 32, 4, 1)
+# With statistics that take registers or loops for each key of a tile. A loop in a tile reads nothing ahead, so that
+# there is one stage.
+HALF_ROWS_HEAVY = Tiles(32, 32, 8, 1)
+HALF_KEYS_HEAVY = Tiles(32, 32, 4, 1)
 STEP_D = 32  # columns of a product of float32 at a time
 KEYS_WITH_MASK = 64  # masks and softcap take registers too
 # Whether kernels run on the CPU (TRITON_INTERPRET=1): decided once, as they are when their modules are imported.
@@ -103,20 +104,23 @@ def tiles_for(
     return tiles
 
 
-def backward_tiles(pad: int, dtype: torch.dtype, *, of_keys: bool = False, heavy: bool = False) -> Tiles:
+def backward_tiles(
+    pad: int, dtype: torch.dtype, *, of_keys: bool = False, masked: bool = False, heavy: bool = False
+) -> Tiles:
     """Tiles of a backward's kernels.
 
-    of_keys: of those whose programs own keys; heavy: a tile does more than most, see HALF_HEAVY.
+    of_keys: of those whose programs own keys; masked: there is an attn_mask or a softcap; heavy: see HALF_ROWS_HEAVY.
     """
     if INTERPRETED:
         return INTERPRETED_TILES
     if dtype == torch.float32:
         return FLOAT_BACKWARD[pad]
     if heavy and pad <= 128:
-        return HALF_HEAVY
+        return HALF_KEYS_HEAVY if of_keys else HALF_ROWS_HEAVY
+    large = on_hopper() and not masked
     if of_keys:
-        return (HALF_KEYS_ON_HOPPER if on_hopper() else HALF_KEYS)[pad]
-    return (HALF_ROWS_ON_HOPPER if on_hopper() else HALF_ROWS)[pad]
+        return (HALF_KEYS_ON_HOPPER if large else HALF_KEYS)[pad]
+    return (HALF_ROWS_ON_HOPPER if large else HALF_ROWS)[pad]
 
 
 def selecting_tiles(tiles: Tiles) -> Tiles:
