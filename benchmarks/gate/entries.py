@@ -72,13 +72,13 @@ def run_launcher(group: Group, statistics: str) -> None:
         launch.attention(call, out, stats)
         return
     arrived = {} if spec == StatSpec.none() else {name: one for name, one in stats.items() if name != "topk_index"}
-    gradients = validation.Gradients(query=query, key=key, value=value)
+    gradients = validation.Gradients(query=query, key=key, value=value, key_features=extras.key_features)
     launch_backward.backward(call, out, stats, validation.Upstream(out=out, **arrived), gradients)
 
 
 def _extras(statistics: str, rows: int, keys: int) -> dict[str, Any]:
     given: dict[str, Any] = dict.fromkeys(("attn_mask", "sink_logits", "query_tags", "key_tags", "key_features"))
-    if statistics == ANNOTATED:
+    if statistics in (ANNOTATED, BACKWARD_EVERYTHING):
         given["query_tags"] = torch.zeros(2, 1, rows, dtype=torch.int64)
         given["key_tags"] = torch.zeros(2, 1, keys, dtype=torch.int64)
         given["key_features"] = torch.zeros(1, keys, 8)

@@ -33,7 +33,7 @@ def mask_from_rows(
     for start in tl.range(begin, end, P.BLOCK_N):
         key_DN = load_key_tile(inputs, rows, start, True, P)
         value_EN = load_keys(inputs.value, rows, start, 0, P.BLOCK_N, P.E, P.PAD_E, True, True, P.WIDE)
-        _, dscore_MN, _ = tile_derivatives(
+        _p, dscore_MN, _dproduct = tile_derivatives(
             query_MD, key_DN, derivative_ME, value_EN, weights, inputs, given, numbers, rows, start, True, P
         )
         total_MN += dscore_MN
@@ -61,7 +61,7 @@ def own_of_mask(
         rest //= inputs.heads
     if not OVER_BATCHES:
         batch_count = 1
-    return tile, block, head, rest.to(tl.int64), (block_count, head_count, batch_count)
+    return tile, block, head, rest.to(tl.int64), block_count, head_count, batch_count
 
 
 @triton.jit(do_not_specialize=[*LENGTHS, "sink", "diagonal"])
@@ -72,7 +72,7 @@ def backward_mask(
 ):  # fmt: skip
     """One program for each tile of the mask itself, whose sizes are 1 where it is broadcast."""
     numbers = signed(sign, scale, softcap, left, right, sink, diagonal)
-    tile, block, head, batch, (block_count, head_count, batch_count) = own_of_mask(
+    tile, block, head, batch, block_count, head_count, batch_count = own_of_mask(
         inputs, rows, keys, batches, OVER_BATCHES, OVER_HEADS, OVER_ROWS, OVER_KEYS, P
     )
     sequence = (tile * 0, rows, tile * 0, keys, offset)
