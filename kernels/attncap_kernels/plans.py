@@ -58,8 +58,8 @@ FLOAT_BACKWARD = {16: Tiles(32, 32, 4, 2), 32: Tiles(32, 32, 4, 2), 64: Tiles(32
 }
 # With statistics that take registers or loops for each key of a tile. A loop in a tile reads nothing ahead, so that
 # there is one stage.
-HALF_ROWS_HEAVY = Tiles(32, 32, 8, 1)
-HALF_KEYS_HEAVY = Tiles(32, 32, 4, 1)
+HALF_ROWS_HEAVY = Tiles(16, 32, 4, 1)
+HALF_KEYS_HEAVY = Tiles(32, 32, 8, 1)
 STEP_D = 32  # columns of a product of float32 at a time
 KEYS_WITH_MASK = 64  # masks and softcap take registers too
 # Whether kernels run on the CPU (TRITON_INTERPRET=1): decided once, as they are when their modules are imported.
