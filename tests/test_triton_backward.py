@@ -114,7 +114,9 @@ def test_options(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("sink", "diagonal", "offsets"), [(40, None, ()), (0, 1, (3,)), (0, None, (-70, -45)), (2, 0, (500,))]
 )
-def test_keys_of_sinks_diagonals_and_offsets_anywhere(sink: int, diagonal: int | None, offsets: tuple[int, ...]) -> None:
+def test_keys_of_sinks_diagonals_and_offsets_anywhere(
+    sink: int, diagonal: int | None, offsets: tuple[int, ...]
+) -> None:
     """Tiles that hold them lie between others that do not, in part before the first key and behind the last."""
     spec = StatSpec(entropy=False, max=False, sink=sink, diagonal=diagonal, topk=0, offsets=offsets)
     names = ("sink_mass", "diagonal_mass", "offset_mass")
