@@ -16,6 +16,7 @@ from attncap.adapters import DECODE, PHASES, PREFILL, adapter_for, named_modules
 from attncap.adapters.parallel import shard_of
 from attncap.adapters.served import ServedCall
 from attncap.annotations import Annotations, Annotator, FeatureFunction, TagFunction
+from attncap.display import SmallMap, maps_html
 from attncap.layers import LastRows, Layers, LayerSelection, Steps, is_backward_running, module_of
 from attncap.moments import pick
 from attncap.types import HeadStats, StatSpec
@@ -176,6 +177,13 @@ class Capture:
         if stat in part.stats:
             return part.table(stat, field)
         return torch.zeros_like(table) if field == "count" else torch.full_like(table, torch.nan)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a heat map of means for each statistic."""
+        whole = self.accumulator
+        maps = [SmallMap(stat, whole.table(stat).tolist()) for stat in whole.stats]
+        heading = f"capture of {type(self.model).__name__}, {len(whole.modules)} layers"
+        return maps_html(heading, "Means over all counted rows so far; rows are layers, columns heads.", maps)
 
     # What the adapter asks and tells: attncap.adapters.Sink.
 

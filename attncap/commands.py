@@ -1,25 +1,23 @@
-"""What the command `attncap` understands: scan, status, report, compare, demo, doctor."""
+"""What the command `attncap` understands: scan, status, report, analyse, compare, demo, doctor."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import attncap
+from attncap.analysis.of_run import DOCUMENTS, analyse
+from attncap.analysis.of_run import NAMES as ANALYSIS_NAMES
 from attncap.claims import find_place
 from attncap.corpus import CorpusOptions
 from attncap.models import BUILTIN_MINILM, DTYPES
 from attncap.options import ScanOptions
 from attncap.plan import DEFAULT_TAGS, TAG_NAMES
-from attncap.progress import Progress, plural, progress_for
+from attncap.progress import plural, progress_for, signals_interrupt
 from attncap.scan import DEFAULT_SPEC, scan
 from attncap.store import Run
 from attncap.tables import KINDS
@@ -197,14 +195,61 @@ def status_command(
 
 @app.command("report")
 def report_command(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Finished runs; the first is compared with each.")
+    ],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File; default: report.html in RUN.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for each figure as SVG and PNG, too.")] = None,
 ) -> None:
-    """Print the most telling heads of RUN and write one self-contained HTML file."""
-    from attncap.report import print_highlights, write_report
+    """Print the most telling heads of each RUN and write one self-contained HTML file.
 
-    print_highlights(run_folder)
-    typer.echo(f"Report: {write_report(run_folder, output or run_folder / 'report.html')}")
+    Several runs are compared head by head: scan them with --keep sequences for tests.
+    """
+    from attncap.report import print_highlights, write_figures, write_report
+
+    for run_folder in runs:
+        print_highlights(run_folder)
+    typer.echo(f"Report: {write_report(runs, output or runs[0] / 'report.html')}")
+    if figures is not None:
+        typer.echo(f"Figures: {len(write_figures(runs, figures))} files in {figures}")
+
+
+@app.command("analyse")
+def analyse_command(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    only: Annotated[
+        str | None, typer.Option(help=f"Out of {', '.join(ANALYSIS_NAMES)}.", show_default="all of them")
+    ] = None,
+    documents: Annotated[
+        int, typer.Option(help="How many documents of the corpus the model is run on, evenly spaced.", min=1)
+    ] = DOCUMENTS,
+    conllu: Annotated[
+        Path | None, typer.Option(help="Sentences with dependencies, CoNLL-U, for syntax; it is left out without.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
+) -> int:
+    """Analyse the model of RUN beyond its statistics, into tables under RUN/analyses that the report shows.
+
+    The same command again goes on after the last analysis that was finished.
+    """
+    names = None if only is None else _listed(only)
+    for name in names or ():
+        if name not in ANALYSIS_NAMES:
+            raise UsageError(f"--only: expected names out of {', '.join(ANALYSIS_NAMES)}, got {name!r}")
+    if conllu is None and "syntax" in (names or ()):
+        raise UsageError("--only: syntax needs --conllu FILE")
+    with progress_for(sys.stderr) as progress:
+        try:
+            with signals_interrupt(progress):
+                found = analyse(
+                    run_folder, only=names, documents=documents, device=device, conllu=conllu, progress=progress
+                )
+        except KeyboardInterrupt:
+            progress.message(f"{run_folder}: stopped; finished analyses are kept, the same command does the rest")
+            raise
+    refused = f"; not to be had: {', '.join(found.refused)}" if found.refused else ""
+    typer.echo(f"{run_folder}: {plural(len(found.results), 'result')} under {run_folder / 'analyses'}{refused}")
+    return 1 if names and not found.results else 0
 
 
 @app.command("compare")
@@ -258,7 +303,8 @@ def demo_command(
     from attncap.report import print_highlights, write_report
 
     run_folder = output / "run"
-    _summary(_scan(BUILTIN_MINILM, ["builtin:docstrings"], run_folder, DEFAULT_SPEC, corpus_options, ScanOptions()))
+    options = ScanOptions(keep=("sequences",))  # for the distributions on the page of each head
+    _summary(_scan(BUILTIN_MINILM, ["builtin:docstrings"], run_folder, DEFAULT_SPEC, corpus_options, options))
     print_highlights(run_folder)
     typer.echo(f"Report: {write_report(run_folder, output / 'report.html').resolve()}")
 
@@ -284,44 +330,13 @@ def _scan(
     place = find_place()
     with progress_for(sys.stderr, f"worker {place.rank} of {place.size}" if place.launched else "") as progress:
         try:
-            with _signals_interrupt(progress):
+            with signals_interrupt(progress):
                 return scan(
                     model, corpus, output, spec=spec, corpus_options=corpus_options, options=options, progress=progress
                 )
         except KeyboardInterrupt:
             progress.message(f"{output}: stopped; finished shards are kept, the same command goes on from there")
             raise
-
-
-@contextlib.contextmanager
-def _signals_interrupt(progress: Progress) -> Iterator[None]:
-    """What launchers and batch systems send to end a process ends the step in progress first, as Ctrl-C does."""
-
-    def interrupt(number: int, _: object) -> None:
-        progress.interrupted = True
-        if number == signal.SIGTERM:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-        raise KeyboardInterrupt
-
-    def unraisable(unraised: sys.UnraisableHookArgs) -> None:
-        # Raised inside a finaliser it is lost; the next step ends the scan then, and there is nothing to be told.
-        if not (progress.interrupted and isinstance(unraised.exc_value, KeyboardInterrupt)):
-            hook(unraised)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    hook, sys.unraisablehook = sys.unraisablehook, unraisable
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number, handler in before.items():
-        if number == signal.SIGTERM or handler is signal.default_int_handler:  # in the background it is ignored
-            signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        sys.unraisablehook = hook
 
 
 def _summary(finished: Run) -> None:

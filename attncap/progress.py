@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -12,7 +15,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts documents and tokens and shows nothing; the others show it.
+    """Counts documents (or what else `start` is told) and tokens and shows nothing; the others show it.
 
     `advance` may be called from several threads.
 
@@ -24,6 +27,7 @@ class Progress:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.interrupted = False
+        self.noun = "document"
         self.total = 0
         self.documents = 0  # done in all
         self.own_documents = 0  # done since the start
@@ -42,8 +46,9 @@ class Progress:
     def message(self, text: str) -> None:
         """Something the user should know."""
 
-    def start(self, total: int, done: int) -> None:
-        """Begin to count, with `done` of `total` documents there already."""
+    def start(self, total: int, done: int, noun: str = "document") -> None:
+        """Begin to count, with `done` of `total` documents there already; `noun` where it is not documents."""
+        self.noun = noun
         self.total, self.documents, self._documents_before = total, done, done
         self._begun = time.monotonic()
 
@@ -84,8 +89,8 @@ class Progress:
         documents, tokens = self.rates()
         left = self.seconds_left()
         return (
-            f"{self.documents}/{plural(self.total, 'document')}, {documents:.1f} documents/s, {tokens:,.0f} tokens/s, "
-            f"{clock(left) if left is not None else '?'} left"
+            f"{self.documents}/{plural(self.total, self.noun)}, {documents:.1f} {self.noun}s/s, "
+            f"{tokens:,.0f} tokens/s, {clock(left) if left is not None else '?'} left"
         )
 
 
@@ -138,10 +143,10 @@ class BarProgress(Progress):
         """See `Progress.message`."""
         self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def start(self, total: int, done: int) -> None:
+    def start(self, total: int, done: int, noun: str = "document") -> None:
         """See `Progress.start`."""
-        super().start(total, done)
-        self._task = self._bar.add_task("scan", total=total, completed=done, line=f"{done}/{plural(total, 'document')}")
+        super().start(total, done, noun)
+        self._task = self._bar.add_task(f"{noun}s", total=total, completed=done, line=f"{done}/{plural(total, noun)}")
 
     def _show(self) -> None:
         self._bar.update(self._task, completed=self.documents, line=self.line())
@@ -175,3 +180,34 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@contextlib.contextmanager
+def signals_interrupt(progress: Progress) -> Iterator[None]:
+    """What launchers and batch systems send to end a process ends the step in progress first, as Ctrl-C does."""
+
+    def interrupt(number: int, _: object) -> None:
+        progress.interrupted = True
+        if number == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise KeyboardInterrupt
+
+    def unraisable(unraised: sys.UnraisableHookArgs) -> None:
+        # Raised inside a finaliser it is lost; the next step ends the scan then, and there is nothing to be told.
+        if not (progress.interrupted and isinstance(unraised.exc_value, KeyboardInterrupt)):
+            hook(unraised)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, handler in before.items():
+        if number == signal.SIGTERM or handler is signal.default_int_handler:  # in the background it is ignored
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = hook

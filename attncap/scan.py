@@ -357,6 +357,11 @@ class _Scan:
             counts = dict(merged.counts)
             counts["empty_documents"] += self._survey.empty
             counts["failed_documents"] += self._survey.failed
+            if counts["documents"] == 0:
+                raise CorpusError(
+                    f"{', '.join(self._corpus.sources)}: no document that {self._work.loaded.name} reads; "
+                    f"{counts['failed_documents']} left out, {counts['empty_documents']} without a token"
+                )
             counts["nonfinite_rows"] = merged.accumulator.nonfinite_rows()
             try:
                 changes = {"tables_sha256": self._write_tables(merged)} if self._work.keep else {}

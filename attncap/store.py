@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attncap.claims import Claims, is_held_alone, lock_file
+from attncap.display import SmallMap, maps_html
 from attncap.extras import require
 from attncap.parts import TEMPORARY, Part, digest_of_file, whole_file, write_whole
 from attncap.types import AttncapError
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 TABLES = ("sequences", "rows")
 """Kinds of tables of single documents that a run may hold beside heads.parquet."""
+
+ANALYSES = "analyses"
+"""Folder of what `attncap analyse` adds to a finished run; a scan neither reads nor changes it."""
 
 RUN_FORMAT = 3
 """Layout of a run folder; a run of another number is refused."""
@@ -81,6 +85,24 @@ class Run:
     path: Path
     heads: pyarrow.Table
     scan: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a heat map of means for each statistic, of the first group where there are several."""
+        model, counts = self.scan.get("model") or {}, self.scan.get("counts") or {}
+        columns = ("layer", "module", "head", "stat", "group", "mean")
+        rows = list(zip(*(self.heads.column(name).to_pylist() for name in columns), strict=True))
+        layers = sorted({(layer, module) for layer, module, *_ in rows})
+        width = max((head + 1 for _, _, head, *_ in rows), default=0)
+        grids: dict[str, list[list[float | None]]] = {}
+        group = rows[0][4] if rows else ""
+        for layer, module, head, stat, of, mean in rows:
+            if of == group:
+                grid = grids.setdefault(stat, [[None] * width for _ in layers])
+                grid[layers.index((layer, module))][head] = mean
+        note = f"{counts.get('documents', 0):,} documents, {counts.get('tokens', 0):,} tokens. Means"
+        note += f" of group {group}" if group not in ("", "all") else ""
+        note += "; rows are layers, columns heads."
+        return maps_html(f"{model.get('name')} in {self.path}", note, [SmallMap(*one) for one in grids.items()])
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:
@@ -159,7 +181,7 @@ class RunFolder:
             return
         # What a run is made of without its scan.json: a scan was killed early, or the file was lost.
         known = {self.lock_file.name, self.claims_file.name, self.heads.name, self.parts.name, "report.html"}
-        known |= {self.table(kind).name for kind in TABLES}
+        known |= {ANALYSES, *(self.table(kind).name for kind in TABLES)}
         foreign = sorted(
             entry.name
             for entry in self.path.iterdir()

@@ -19,6 +19,8 @@ import torch
 import torch.export
 from torch import Tensor
 
+from attncap.display import SmallMap, maps_html
+
 MAX_TOPK = 64
 MAX_POSITION = 2**30  # positions, lengths and offsets stay below this, so that 32-bit sums of two never overflow
 
@@ -139,6 +141,21 @@ class HeadStats:
     def topk_mass(self) -> Tensor | None:
         """Sum of the k largest probabilities."""
         return None if self.topk_prob is None else self.topk_prob.sum(-1)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: means over the rows that see a key, a small map of sequences by heads each."""
+        seen = self.lse > -torch.inf
+        maps = []
+        for name, value in self.items():
+            if name in ("topk_index", "topk_prob"):
+                continue
+            for place, one in enumerate(value.unbind(-1) if value.dim() > self.lse.dim() else [value]):
+                rows = seen if one.shape == seen.shape else torch.ones_like(one, dtype=torch.bool)
+                mean = torch.where(rows, one, 0).double().sum(-1) / rows.sum(-1)
+                title = f"{name}[..., {place}]" if value.dim() > self.lse.dim() else name
+                maps.append(SmallMap(title, mean.reshape(-1, mean.shape[-1]).tolist()))
+        note = "Means over the rows that see a key; rows are sequences, columns heads."
+        return maps_html(f"HeadStats {tuple(self.lse.shape)}", note, maps)
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of every statistic that was captured."""

@@ -6,11 +6,12 @@ The picture in the repository was made from the run of `make demo`.
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from attncap.report.colours import DARK, LIGHT
-from attncap.report.content import HeatMap, Report, build_report
+from attncap.colours import DARK, LIGHT, shade
+from attncap.report.content import HeatMap, Report, bounds_of, build_report
 from attncap.store import read_run, write_whole
 
 SHOWN = ("offset_mass[-1]", "offset_mass[1]", "sink_mass", "duplicate", "relative_entropy", "distance")
@@ -52,15 +53,13 @@ def draw(report: Report) -> str:
 def tile(one: HeatMap) -> str:
     """One statistic: title, range, and a square per head."""
     grid = one.grids["mean"]
-    known = [value for row in grid for value in row if value is not None]
-    low = min(0.0, *known) if one.statistic.from_zero else min(known)
-    high = max(known)
+    low, high = bounds_of(grid, one.statistic.from_zero)
     squares = [
         f'<rect x="{head * CELL}" y="{TITLE + layer * CELL}" width="{CELL - GAP}" height="{CELL - GAP}" rx="2" '
         f'class="c{round((STEPS - 1) * (value - low) / (high - low))}"/>'
-        for layer, row in enumerate(grid)
+        for layer, row in enumerate(grid.tolist())
         for head, value in enumerate(row)
-        if value is not None
+        if math.isfinite(value)
     ]
     scale = f"{number(low)} to {number(high)} {one.statistic.unit}"
     return (
@@ -84,14 +83,6 @@ def style() -> str:
 def shades(scale: tuple[str, ...]) -> str:
     """A class for each step of a colour scale."""
     return "".join(f".c{step}{{fill:{shade(scale, step / (STEPS - 1))}}}" for step in range(STEPS))
-
-
-def shade(scale: tuple[str, ...], share: float) -> str:
-    """The colour at `share` of the way along a scale."""
-    index = min(int(share * (len(scale) - 1)), len(scale) - 2)
-    rest = share * (len(scale) - 1) - index
-    ends = [[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in scale[index : index + 2]]
-    return "#" + "".join(f"{round(one + (other - one) * rest):02x}" for one, other in zip(*ends, strict=True))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,14 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from tests import tiny
+from tests import tiny, trained
 
 
 @pytest.fixture(scope="module")
@@ -17,3 +20,45 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tiny.CommandHost]
     host = tiny.CommandHost(tmp_path_factory.mktemp("host") / "log")
     yield host
     host.close()
+
+
+@pytest.fixture(scope="session")
+def induction_model() -> Any:
+    """See `tests.trained`."""
+    return _one_thread(trained.induction_model)
+
+
+@pytest.fixture(scope="session")
+def clean_classifier() -> Any:
+    """See `tests.trained`."""
+    return _one_thread(lambda: trained.classifier(backdoor=False))
+
+
+@pytest.fixture(scope="session")
+def backdoored() -> Any:
+    """See `tests.trained`."""
+    return _one_thread(lambda: trained.classifier(backdoor=True))
+
+
+@pytest.fixture(scope="session")
+def digits_model() -> Any:
+    """See `tests.trained`."""
+    return _one_thread(trained.digits_model)
+
+
+@pytest.fixture(scope="session")
+def digit_runs(tmp_path_factory: pytest.TempPathFactory, digits_model: Any) -> tuple[Path, Path]:
+    """See `tests.digit_runs.make_digit_runs`."""
+    from tests.digit_runs import make_digit_runs
+
+    return make_digit_runs(tmp_path_factory.mktemp("digits"), digits_model)
+
+
+def _one_thread(train: Callable[[], Any]) -> Any:
+    """Trains alike whatever the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return train()
+    finally:
+        torch.set_num_threads(before)

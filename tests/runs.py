@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,17 @@ def scan_dict(**changes: Any) -> dict[str, Any]:
     return {**scan, **changes}
 
 
-def write_run(path: Path, rows: Sequence[Mapping[str, Any]], **scan: Any) -> Path:
-    """A finished run in the folder `path`."""
+def write_run(
+    path: Path, rows: Sequence[Mapping[str, Any]], tables: Mapping[str, Any] | None = None, **scan: Any
+) -> Path:
+    """A finished run in the folder `path`; `tables` are those of single documents, by kind."""
     folder = RunFolder(path)
     path.mkdir(parents=True)
+    for kind, table in (tables or {}).items():
+        import pyarrow.parquet as parquet
+
+        digest = folder.write_table(kind, functools.partial(parquet.write_table, table))
+        scan["tables_sha256"] = {**scan.get("tables_sha256", {}), kind: digest}
     folder.write_scan({**scan_dict(**scan), "heads_sha256": folder.write_heads(rows)})
     return path
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import attncap
 from attncap import StatSpec, UnsupportedError
-from attncap.analysis import ablate, head_importance, pruning_curve
+from attncap.analysis import ablate, head_importance, leave_one_out, pruning_curve
 from attncap.analysis.blocks import attention_blocks
 from attncap.capture import Capture
 from attncap.nn import MultiheadAttention
@@ -284,3 +284,18 @@ def test_uniform_is_refused_where_scores_do_not_come_from_the_query_alone(model)
         ablate(model(), [(0, 0)], "uniform"),
     ):
         pass
+
+
+def test_each_head_by_itself_costs_what_the_model_without_it_does():
+    model, batches = models.text_model("gpt2"), [models.tokens(2, 9, seed) for seed in (1, 2)]
+
+    def loss(one: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return one(**batch, labels=batch["input_ids"]).loss.detach()
+
+    found = leave_one_out(model, batches, loss)
+    whole = sum(loss(model, batch) for batch in batches) / 2
+    for layer, head in HEADS:
+        without = with_weights_cut(model, [(layer, head)])
+        expected = sum(loss(without, batch) for batch in batches) / 2 - whole
+        assert float(found[layer, head]) == pytest.approx(float(expected), abs=1e-5)
+    assert found.shape == (2, 4)

@@ -124,6 +124,35 @@ def test_a_report_is_written_beside_the_run_or_where_asked(
     assert "<html" in target.read_text(encoding="utf-8")
 
 
+def test_two_runs_are_reported_on_one_page_with_figures(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = [
+        "--no-entropy",
+        "--no-max",
+        "--no-distance",
+        "--no-collision",
+        "--no-received",
+        "--tags",
+        "off",
+        "--topk",
+        "0",
+    ]
+    for name, limit in (("run", "30"), ("other", "20")):
+        assert cli.main(scan_arguments(folder, *few, "--limit", limit, "-o", str(tmp_path / name))) == 0
+    runs = [str(tmp_path / "run"), str(tmp_path / "other")]
+    figures = tmp_path / "figures"
+    assert cli.main(["report", *runs, "-o", str(tmp_path / "page.html"), "--figures", str(figures)]) == 0
+    assert "run and other" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    number = len(list(figures.iterdir()))
+    assert f"Figures: {number} files in {figures}" in capsys.readouterr().out.replace("\n", "")
+    assert {"run_overview.svg", "other_overview.png", "comparison_sink_mass.svg"} <= {
+        path.name for path in figures.iterdir()
+    }
+    assert cli.main(["report", runs[0], runs[0]]) == 1
+    assert "given twice" in capsys.readouterr().err
+
+
 def test_the_doctor_finds_the_core_well(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     printed = capsys.readouterr().out

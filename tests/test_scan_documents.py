@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -412,6 +413,15 @@ def test_images_may_be_a_column_and_text_is_no_image(vision: Path, folder: Path,
     counts = scan(str(folder / "model"), sources, tmp_path / "mixed", progress=messages).scan["counts"]
     assert (counts["documents"], counts["failed_documents"]) == (1, 20)
     assert any("document 1: is an image, and the model reads text" in said for said in messages.said)
+    for keep in ((), ("sequences",)):
+        with pytest.raises(CorpusError, match=r"no document that .* reads; 20 left out, 0 without a token"):
+            scan(
+                str(folder / "model"),
+                [str(vision / "images")],
+                tmp_path / "none",
+                options=ScanOptions(keep=keep),
+            )
+        shutil.rmtree(tmp_path / "none")
 
 
 # Datasets.

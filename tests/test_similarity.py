@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attncap.analysis import clusters, coordinates, head_distances, similarity
+from attncap.analysis import clusters, coordinates, head_distances, row_blocks, similarity
 from tests import handmade
 
 pytest.importorskip("transformers")
@@ -33,7 +33,7 @@ def distances_of_maps(layers: list[Tensor], smoothing: float) -> Tensor:
 @pytest.mark.parametrize("padding", ["none", "left", "right"])
 @pytest.mark.parametrize("kind", ["bert", "albert", "llama", "mistral", "gemma2", "modernbert"])
 def test_distances_are_those_of_the_maps(kind, padding, smoothing, monkeypatch):
-    monkeypatch.setattr(similarity, "_TILE", 200)  # a few rows a tile
+    monkeypatch.setattr(row_blocks, "_BLOCK", 200)  # a few rows a tile
     model = models.text_model(kind)
     batch = models.tokens(3, 9, 5, padding)
     kept = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
@@ -119,7 +119,7 @@ def test_no_map_is_made():
     own = similarity._divergences
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(similarity, "_divergences", noting)
-        patch.setattr(similarity, "_TILE", 1000)
+        patch.setattr(row_blocks, "_BLOCK", 1000)
         for length in (16, 32):
             head_distances(models.text_model("bert"), [models.tokens(1, length, 1)])
     assert max(largest) <= 1000 + 8 * 32  # the null outcome is a key more

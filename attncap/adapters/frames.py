@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from attncap.annotations import Annotations
@@ -125,7 +126,8 @@ class Frames:
             if any(frame.module is module for frame in running):
                 while running[-1].module is not module:
                     running.pop()
-                running[-1].failed = result is None  # so torch calls the hook then
+                # So torch calls the hook then. A graph is not to look at the result: torch warns of its gradient.
+                running[-1].failed = not torch.compiler.is_compiling() and result is None
                 self._left(running[-1])
                 running.pop()
 

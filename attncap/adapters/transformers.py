@@ -86,13 +86,13 @@ class TransformersAdapter:
         self._signatures = {module: Signature(module) for module in self._names if isinstance(module, PreTrainedModel)}
         self._previous: dict[int, str] = {}  # id of a configuration -> its own implementation
         self._of_thread = _OfThread()
-        self._calls = 0
+        self._called = False
         self._warned = False
 
     @contextmanager
     def open(self, sink: Sink) -> Iterator[None]:
         """See `Adapter.open`."""
-        self._sink, self._calls = sink, 0
+        self._sink, self._called = sink, False
         with ExitStack() as undo:
             name = _register(undo, self._attend, self._make_mask)
             for model in self._models:
@@ -159,7 +159,7 @@ class TransformersAdapter:
                 pass
 
     def _refuse_silence(self, module: nn.Module, _args: Any, _result: Any) -> None:
-        if not self._calls:
+        if not self._called:
             raise UnsupportedError(
                 f"model: the forward of {type(module).__name__} made no call of Transformers' AttentionInterface, so "
                 "nothing was captured"
@@ -191,7 +191,8 @@ class TransformersAdapter:
         """query (B,H,Q,D), key and value (B,G,K,D) -> (out (B,Q,H,D) contiguous, None)."""
         assert self._sink is not None
         name = self._names.get(module)
-        self._calls += name is not None
+        if name is not None:
+            self._called = True  # a number would be a graph's constant, and every forward compiled anew
         if indices is not None:
             attention_mask = only_keys(attention_mask, indices, key.shape[2])
         # A module without a name belongs to another model of the same configuration.

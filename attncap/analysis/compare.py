@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from attncap.accumulate import canonical_order
+from attncap.analysis.documents import SEQUENCES, DocumentTable
 from attncap.analysis.permutation import Array, HeadTests, independent, paired
-from attncap.extras import require
+from attncap.display import table_html
+from attncap.progress import plural
 from attncap.store import Run, RunFolder, RunMismatchError, read_run
 
-SEQUENCES = "sequences"
+HEADINGS = ("statistic", "head", "mean A", "mean B", "effect (g)", "corrected p")
+"""Of a table of differences."""
+
+_SHOWN = 20
 _FEWEST = 3
-_PLACES = ("document", "group", "layer", "module", "call", "head", "tokens")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,13 @@ class HeadDifference:
     effect: float
     p: float | None
     p_corrected: float | None
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """As a row of a table under `HEADINGS`."""
+        p = "not tested" if self.p_corrected is None else f"{self.p_corrected:.4f}"
+        head = f"layer {self.layer} head {self.head}" + (f" call {self.call}" if self.call else "")
+        return self.stat, head, f"{self.mean_a:.4f}", f"{self.mean_b:.4f}", f"{self.effect:+.2f}", p
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,30 @@ class Comparison:
         """Heads whose corrected p is at most `level`, by falling size of the effect."""
         passed = [one for one in self.differences if one.p_corrected is not None and one.p_corrected <= level]
         return sorted(passed, key=lambda one: -abs(one.effect))
+
+    def shown(self, level: float = 0.05) -> list[HeadDifference]:
+        """The heads that a table shows: the largest effects, of those that were found where there were tests."""
+        largest = sorted(self.differences, key=lambda one: -abs(one.effect))
+        return (largest if self.why_untested else self.found(level))[:_SHOWN]
+
+    def remarks(self, level: float = 0.05) -> list[str]:
+        """What stands under that table."""
+        if self.why_untested:
+            return [f"Nothing was tested: {self.why_untested}"]
+        number = len(self.found(level))
+        shown = f", the {_SHOWN} largest are shown" if number > _SHOWN else ""
+        what = f"{self.documents_a:,} and {plural(self.documents_b, 'document')}"
+        if self.paired:
+            what = f"the same {plural(self.documents_a, 'document')} twice"
+        return [
+            f"{number:,} of {len(self.differences):,} heads and statistics differ at {level:g}{shown}: {what}; "
+            "p by permutation of documents, corrected for all heads of a statistic (Westfall and Young)."
+        ]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the table that the command prints."""
+        rows = [one.cells for one in self.shown()]
+        return table_html("Heads that differ", " ".join(self.remarks()), HEADINGS, rows)
 
 
 def compare(
@@ -95,7 +129,7 @@ def compare(
     same = a.scan["corpus"]["fingerprint"] == b.scan["corpus"]["fingerprint"] and group_a == group_b
     if same and a.path.resolve() == b.path.resolve():
         raise RunMismatchError(f"{run_a}: compared with itself; give another run, or two groups")
-    documents_a, documents_b = _Documents(a, group_a), _Documents(b, group_b)
+    documents_a, documents_b = DocumentTable(a, group_a), DocumentTable(b, group_b)
     heads = _same_heads(documents_a.heads, documents_b.heads, a, b)
     same = same and np.array_equal(documents_a.documents, documents_b.documents)
     differences: list[HeadDifference] = []
@@ -107,43 +141,6 @@ def compare(
     if not differences:
         raise RunMismatchError(f"{run_a}, {run_b}: too few documents to compare, at least {_FEWEST} on each side")
     return Comparison(tuple(differences), len(documents_a.documents), len(documents_b.documents), same)
-
-
-class _Documents:
-    """The table of documents of a run, a statistic at a time."""
-
-    def __init__(self, run: Run, group: str | None) -> None:
-        folder = RunFolder(run.path)
-        if not folder.tables_are_intact(run.scan):
-            raise RunMismatchError(
-                f"{folder.table(SEQUENCES)}: damaged (its sha256 is not the one in scan.json); "
-                "give the same `attncap scan` command again to recompute it"
-            )
-        self._path = folder.table(SEQUENCES)
-        table = self._read(["document", "group", "layer", "module", "call", "head"])
-        groups = table["group"].to_numpy(zero_copy_only=False).astype(str)
-        if group is not None and group not in groups:
-            known = ", ".join(sorted(set(groups.tolist())))
-            raise RunMismatchError(f"{run.path}: has no group {group!r}; there is {known}")
-        self._rows: NDArray[np.bool_] = np.ones(len(groups), bool) if group is None else groups == group
-        heads = [table[name].to_numpy(zero_copy_only=False)[self._rows] for name in ("layer", "call", "head")]
-        keys, self._column = np.unique(np.stack(heads), axis=1, return_inverse=True)
-        numbers = table["document"].to_numpy()[self._rows]
-        self.documents, self._row = np.unique(numbers, return_inverse=True)
-        modules = dict(zip(heads[0].tolist(), table["module"].to_numpy(zero_copy_only=False)[self._rows], strict=True))
-        self.heads = [(layer, str(modules[layer]), call, head) for layer, call, head in keys.T.tolist()]
-        columns = require("pyarrow.parquet", "scan").read_schema(self._path).names
-        self.stats = [name for name in columns if name not in _PLACES and not name.startswith("focus_")]
-
-    def values(self, stat: str) -> Array:
-        """(documents, heads), NaN where a document has none."""
-        found = np.full((len(self.documents), len(self.heads)), np.nan)
-        found[self._row, self._column] = self._read([stat])[stat].to_numpy()[self._rows]
-        return found
-
-    def _read(self, columns: list[str]) -> Any:
-        with require("pyarrow.parquet", "scan").ParquetFile(self._path, pre_buffer=False) as file:
-            return file.read(columns=columns, use_threads=False)
 
 
 def _test(values: tuple[Array, Array], same: bool, permutations: int, seed: int) -> HeadTests | None:
@@ -211,8 +208,9 @@ def _chosen(wanted: Sequence[str] | None, in_a: Sequence[str], in_b: Sequence[st
 def _same_heads(heads_a: list[Any], heads_b: list[Any], a: Run, b: Run) -> list[Any]:
     """The heads, which must be the same on both sides; modules may have other names."""
     if [(head[0], *head[2:]) for head in heads_a] != [(head[0], *head[2:]) for head in heads_b]:
+        names = [(run.scan.get("model") or {}).get("name", "a model") for run in (a, b)]
         raise RunMismatchError(
-            f"{a.path} and {b.path}: have other layers and heads, {len(heads_a)} heads and {len(heads_b)}; "
-            "compare runs of models of one shape"
+            f"{a.path} and {b.path}: have other layers and heads, {len(heads_a)} heads ({names[0]}) and {len(heads_b)} "
+            f"({names[1]}); compare runs of models of one shape"
         )
     return heads_a

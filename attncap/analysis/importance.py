@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attncap.analysis.ablation import ZERO, pruning_curve
 from attncap.analysis.batches import Loss, token_mask
 from attncap.analysis.blocks import AttentionBlock, Edit, attention_blocks, by_layer_and_head
 
@@ -50,6 +51,35 @@ def head_importance(model: nn.Module, batches: Sequence[Any], loss: Loss) -> Ten
         for batch in batches:
             gates.backward(loss(model, batch), batch)
     return by_layer_and_head([gates.importance(block) for block in blocks])
+
+
+def leave_one_out(model: nn.Module, batches: Sequence[Any], loss: Loss, how: str = ZERO) -> Tensor:
+    """How much the mean loss rises without a head, heads taken away one at a time (Michel et al. 2019, table 1)::
+
+        loss without the head - loss of the whole model
+
+    It takes a forward over all batches for every head, and needs no gradient: for a loss that is smallest for the
+    model as it is (a distance from its own output), where that is 0, or for one that has none.
+
+    Args:
+        model, batches: as in `head_importance`. loss: of the model and a batch, a number; called under no_grad.
+        how: as in `ablate`.
+
+    Returns:
+        (layers, heads) float64; NaN where a layer has fewer heads.
+
+    Raises:
+        ValueError, UnsupportedError: as `pruning_curve`.
+    """
+    (whole,) = pruning_curve(model, batches, loss, [], how=how)
+    rises = []
+    for layer, block in enumerate(attention_blocks(model)):
+        losses = [
+            pruning_curve(model, batches, loss, [(layer, head)], how=how, steps=[1])[0].loss
+            for head in range(block.heads)
+        ]
+        rises.append(torch.tensor(losses, dtype=torch.float64) - whole.loss)
+    return by_layer_and_head(rises)
 
 
 class _Gates:

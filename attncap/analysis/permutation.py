@@ -85,6 +85,44 @@ def paired(a: Array, b: Array, permutations: int, seed: int) -> HeadTests:
     return HeadTests(a.mean(0), b.mean(0), effect, p, p_corrected)
 
 
+@dataclass(frozen=True)
+class GroupTests:
+    """One number per head, (H,) each.
+
+    Attributes:
+        eta_squared: share of the variance over documents that lies between groups, 0 to 1; 0 where there is none.
+        p, p_corrected: as in `HeadTests`.
+    """
+
+    eta_squared: Array
+    p: Array
+    p_corrected: Array
+
+
+def by_group(values: Array, labels: NDArray[np.int64], permutations: int, seed: int) -> GroupTests:
+    """Several groups of documents: values (n, H), labels (n,) from 0 on. Exchanges which group a document is of.
+
+    What is permuted is the share of the variance between groups, which rises with the F of an analysis of variance.
+    """
+    centred = values - values.mean(0)
+    total = (centred**2).sum(0)
+    sizes = np.bincount(labels)
+
+    def share_of(exchanged: Array) -> Array:
+        """(P, H) of labels (P, n)."""
+        between = np.zeros((len(exchanged), values.shape[1]))
+        for group, size in enumerate(sizes):
+            between += ((exchanged == group).astype(np.float64) @ centred) ** 2 / size
+        return np.where(total > 1e-24, between / np.maximum(total, 1e-300), 0.0)
+
+    observed = labels[None].astype(np.float64)
+    source = np.random.default_rng(seed)
+    exchanges = (
+        source.permuted(np.repeat(observed, size, axis=0), axis=1) for size in _sizes(permutations, len(labels))
+    )
+    return GroupTests(share_of(observed)[0], *_p(share_of, observed, exchanges, permutations))
+
+
 def _p(
     t_of: Callable[[Array], Array], observed: Array, exchanges: Iterator[Array], permutations: int
 ) -> tuple[Array, Array]:

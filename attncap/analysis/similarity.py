@@ -15,15 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attncap import reference
 from attncap.adapters.served import ServedCall
 from attncap.analysis.batches import run
+from attncap.analysis.row_blocks import row_block, rows_at_once
 from attncap.capture import Capture
 from attncap.types import HeadStats, StatSpec
-from attncap.validation import check_extras, check_options
-
-# Probabilities that one tile holds of all heads together.
-_TILE = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -172,7 +168,7 @@ def _summed(calls: dict[str, tuple[ServedCall, Tensor]], smoothing: float) -> tu
                 "compared where they are the same"
             )
     number = sum(call.query.shape[1] for call, _ in calls.values())
-    tile = max(1, _TILE // max(1, number * keys))
+    tile = rows_at_once(number, keys)
     total, count = torch.zeros(number, number, dtype=torch.float64), 0
     for sequence in range(batch):
         counted = torch.stack([seen[sequence] for _, seen in calls.values()]).all(0)
@@ -188,34 +184,12 @@ def _summed(calls: dict[str, tuple[ServedCall, Tensor]], smoothing: float) -> tu
 
 def _rows(call: ServedCall, sequence: int, start: int, tile: int, smoothing: float) -> Tensor:
     """(H, R, K + 1) float64 of one sequence's rows, the null outcome last."""
-    one = slice(sequence, sequence + 1)
-    query, key = call.query[one, :, start : start + tile], call.key[one]
-    options = check_options(
-        causal=call.causal,
-        scale=call.scale,
-        window=call.window,
-        softcap=call.softcap,
-        query_offset=call.query_offset + start,
-        head_dim=query.shape[-1],
-    )
-    extras = check_extras(query, key, attn_mask=_mask_of(call, one, start, tile), sink_logits=call.sink_logits)
-    prob, null = reference.probabilities(query.double(), key.double(), options, extras)
-    prob = prob[0]
+    prob, null = row_block(call, sequence, start, start + tile)
     if smoothing:
         tokens = torch.ones_like(prob[0, 0], dtype=torch.bool) if call.key_mask is None else call.key_mask[sequence]
         prob = (1 - smoothing) * prob + smoothing * tokens.to(prob) / tokens.sum()
-    other = torch.zeros_like(prob[..., :1]) if null is None else (1 - smoothing) * null[0, ..., None]
+    other = torch.zeros_like(prob[..., :1]) if null is None else (1 - smoothing) * null[..., None]
     return torch.cat([prob, other], -1)
-
-
-def _mask_of(call: ServedCall, one: slice, start: int, tile: int) -> Tensor | None:
-    """The part of the mask that these rows have."""
-    mask = call.attn_mask
-    if mask is None:
-        return None
-    mask = mask.reshape((1,) * (4 - mask.dim()) + tuple(mask.shape))
-    mask = mask if mask.shape[0] == 1 else mask[one]
-    return mask if mask.shape[2] == 1 else mask[:, :, start : start + tile]
 
 
 def _divergences(prob: Tensor) -> Tensor:

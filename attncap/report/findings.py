@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +35,26 @@ class Fact:
     value: str
 
 
+@dataclass(frozen=True)
+class Contrast:
+    """A head whose mean of a statistic differs between two groups."""
+
+    title: str
+    label: str
+    high: float
+    high_group: str
+    low: float
+    low_group: str
+
+    @property
+    def sentence(self) -> str:
+        """As the page says it."""
+        return (
+            f"Groups differ most at {self.label}: its mean of “{self.title}” is {self.high:.2f} for {self.high_group} "
+            f"and {self.low:.2f} for {self.low_group}."
+        )
+
+
 def facts_of(scan: Mapping[str, Any]) -> tuple[Fact, ...]:
     """Model, corpus, counts and versions, as far as scan.json has them."""
     model, corpus, counts = (scan.get(name) or {} for name in ("model", "corpus", "counts"))
@@ -53,9 +72,17 @@ def facts_of(scan: Mapping[str, Any]) -> tuple[Fact, ...]:
 
 
 def findings_of(
-    scan: Mapping[str, Any], roles: Iterable[RoleResult], rows: Iterable[Mapping[str, Any]]
+    scan: Mapping[str, Any],
+    roles: Iterable[RoleResult],
+    breadth: Mapping[int, float] | None = None,
+    contrast: Contrast | None = None,
 ) -> tuple[str, ...]:
-    """What stands out, a sentence each: roles that heads have, roles that none has, breadth by layer, caveats."""
+    """What stands out, a sentence each: roles that heads have, roles that none has, breadth by layer, caveats.
+
+    Args:
+        breadth: layer -> mean relative entropy of its heads.
+        contrast: the head that tells groups apart most.
+    """
     roles = tuple(roles)
     sentences = [sentence for result in roles if result.holders and (sentence := _held(result))]
     missing = [
@@ -67,7 +94,9 @@ def findings_of(
     ]
     if missing:
         sentences.append(f"No head passes the threshold for: {'; '.join(missing)}.")
-    sentences += _breadth_by_layer(rows)
+    sentences += _breadth(breadth or {})
+    if contrast is not None:
+        sentences.append(contrast.sentence)
     sentences += _caveats(scan.get("counts") or {}, int((scan.get("spec") or {}).get("sink", 0)))
     return tuple(sentences)
 
@@ -85,14 +114,9 @@ def _held(result: RoleResult) -> str | None:
     return f"{len(holders)} of {total} heads have {have.format(their='their')}: {strongest}, {others}{more}."
 
 
-def _breadth_by_layer(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    means: dict[int, list[float]] = {}
-    for row in rows:
-        if row["stat"] == "relative_entropy" and row["count"] and math.isfinite(row["mean"]):
-            means.setdefault(row["layer"], []).append(row["mean"])
-    if len(means) < 2:
+def _breadth(by_layer: Mapping[int, float]) -> list[str]:
+    if len(by_layer) < 2:
         return []
-    by_layer = {layer: sum(values) / len(values) for layer, values in means.items()}
     broad, narrow = max(by_layer, key=by_layer.__getitem__), min(by_layer, key=by_layer.__getitem__)
     return [
         f"Attention is broadest in layer {broad} (mean relative entropy {by_layer[broad]:.2f}) "

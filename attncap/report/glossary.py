@@ -105,6 +105,8 @@ _TAGS = {
 
 _OFFSET = re.compile(r"offset_mass\[(-?\d+)\]")
 
+_LARGEST = "_largest"
+
 _ORDER = (
     "offset_mass", "diagonal_mass", "sink_mass", "tag", "relative_entropy", "entropy", "max_prob", "topk_mass",
     "distance", "collision", "null_mass", "feature", "received_mass", "max_logit", "lse",
@@ -115,6 +117,10 @@ def describe(stat: str, spec: Mapping[str, Any], tags: Collection[str] = ()) -> 
     """How to present `stat` of a run made with `spec` and `tags`; what is unknown is a feature under its own name."""
     if stat in _FIXED:
         return _FIXED[stat]
+    if stat.endswith(_LARGEST) and stat.removesuffix(_LARGEST) in _FIXED:
+        of = _FIXED[stat.removesuffix(_LARGEST)]
+        text = f"Largest value in a document. {of.explanation}"
+        return Statistic(f"{of.title}, largest of a document", of.unit, text, of.from_zero)
     if match := _OFFSET.fullmatch(stat):
         return _offset(int(match[1]))
     if stat == "diagonal_mass":

@@ -1,7 +1,8 @@
 """Transformers' Trainer: head statistics of every evaluation, in the metrics it logs.
 
 The capture lies around `evaluate`, so training itself keeps the model's own attention and its gradients. A callback
-would not do: Trainer calls none before an evaluation.
+would not do: Trainer calls none before an evaluation. For the steps of the training itself there is one,
+`attncap.trainer_callback.MonitorCallback`.
 """
 
 import tempfile
