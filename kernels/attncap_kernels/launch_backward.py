@@ -84,8 +84,9 @@ class _Backward:
         dear = (given.distance, given.collision, given.received_mass, given.tag_mass, given.feature_mass)
         heavy = any(tensor is not None for tensor in dear)
         heavy = heavy or (given.chosen is not None and given.chosen.shape[-1] > 1)
+        few = given.entropy is not None or given.chosen is not None
         masked = call.mask != 0 or call.options.softcap > 0
-        return plans.backward_tiles(call.pad, call.query.dtype, of_keys=of_keys, masked=masked, heavy=heavy)
+        return plans.backward_tiles(call.pad, call.query.dtype, of_keys=of_keys, masked=masked, few=few, heavy=heavy)
 
     def _levels(self, out: Tensor) -> None:
         call = self.call

@@ -49,7 +49,7 @@ HALF_ROWS_ON_HOPPER = {pad: Tiles(128, 64, 8, 3) for pad in (16, 32, 64, 128)} |
 HALF_ROWS = {pad: Tiles(64, 32, 4, 3) for pad in (16, 32, 64, 128)} | {256: Tiles(32, 32, 8, 2)}
 HALF_KEYS_ON_HOPPER = {pad: Tiles(64, 128, 8, 3) for pad in (16, 32, 64)} | {
     128: Tiles(32, 128, 8, 3),
-    256: Tiles(32, 64, 8, 2),
+    256: Tiles(32, 32, 8, 2),
 }
 HALF_KEYS = {pad: Tiles(32, 64, 4, 2) for pad in (16, 32, 64, 128)} | {256: Tiles(32, 32, 8, 2)}
 FLOAT_BACKWARD = {16: Tiles(32, 32, 4, 2), 32: Tiles(32, 32, 4, 2), 64: Tiles(32, 32, 4, 2)} | {
@@ -105,22 +105,25 @@ def tiles_for(
 
 
 def backward_tiles(
-    pad: int, dtype: torch.dtype, *, of_keys: bool = False, masked: bool = False, heavy: bool = False
+    pad: int, dtype: torch.dtype, *, of_keys: bool = False, masked: bool = False, few: bool = False, heavy: bool = False
 ) -> Tiles:
     """Tiles of a backward's kernels.
 
-    of_keys: of those whose programs own keys; masked: there is an attn_mask or a softcap; heavy: see HALF_ROWS_HEAVY.
+    of_keys: of those whose programs own keys; masked: there is an attn_mask or a softcap; few: statistics have
+    derivatives; heavy: some are of those that HALF_ROWS_HEAVY is for.
     """
     if INTERPRETED:
         return INTERPRETED_TILES
     if dtype == torch.float32:
         return FLOAT_BACKWARD[pad]
-    if heavy and pad <= 128:
+    if heavy:
         return HALF_KEYS_HEAVY if of_keys else HALF_ROWS_HEAVY
     large = on_hopper() and not masked
-    if of_keys:
-        return (HALF_KEYS_ON_HOPPER if large else HALF_KEYS)[pad]
-    return (HALF_ROWS_ON_HOPPER if large else HALF_ROWS)[pad]
+    if not of_keys:
+        return (HALF_ROWS_ON_HOPPER if large else HALF_ROWS)[pad]
+    tiles = (HALF_KEYS_ON_HOPPER if large else HALF_KEYS)[pad]
+    # A program that owns keys holds what each row's statistics have for every row of a tile.
+    return replace(tiles, rows=min(tiles.rows, 32)) if few else tiles
 
 
 def selecting_tiles(tiles: Tiles) -> Tiles:
