@@ -6,6 +6,7 @@ No two programs add to one number, so the same call gives the same bits. Nothing
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,9 +155,7 @@ class _Weights:
 
     def __init__(self, call: TritonCall, stats: HeadStats, upstream: Upstream) -> None:
         self.call, self.stats, self.upstream = call, stats, upstream
-        self.sees = stats.lse != -torch.inf
-        mask = call.extras.query_mask
-        self.counted = self.sees if mask is None else self.sees & mask[:, None]
+        self._counted: dict[str, Tensor] = {}
         self.chosen, self.chosen_key = self._chosen()
         self.largest_key = self.chosen_key if stats.topk_index is None else None  # still to be found
         received = upstream.received_mass
@@ -169,8 +168,19 @@ class _Weights:
         tensor: Tensor | None = getattr(self.upstream, name)
         if tensor is None:
             return None
-        counted = self.counted if tensor.dim() == 3 else self.counted[..., None]
-        return torch.where(counted, tensor.float(), 0.0).contiguous()
+        if name not in self._counted:
+            counted = self.counts if tensor.dim() == 3 else self.counts[..., None]
+            self._counted[name] = torch.where(counted, tensor.float(), 0.0).contiguous()
+        return self._counted[name]
+
+    @functools.cached_property
+    def sees(self) -> Tensor:
+        return self.stats.lse != -torch.inf
+
+    @functools.cached_property
+    def counts(self) -> Tensor:
+        mask = self.call.extras.query_mask
+        return self.sees if mask is None else self.sees & mask[:, None]
 
     def given(self) -> Derivatives:
         call, new = self.call, torch.empty_like
