@@ -46,7 +46,8 @@ sanitize-memory: $(VENV)/.attncap-test
 	OMP_NUM_THREADS=$(TEST_THREADS) LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		PYTHONPATH=$(SANITIZE)/lib PYTHONSAFEPATH=1 \
-		$(RUN)/python -m pytest --import-mode=append -q -s tests/test_attention.py tests/test_accumulate.py tests/test_sanitized.py \
+		$(RUN)/python -m pytest --import-mode=append -q -s tests/test_attention.py tests/test_backward_cpu.py \
+		tests/test_accumulate.py tests/test_sanitized.py \
 		--deselect tests/test_attention.py::test_the_reference_is_the_formula -k "not triton"
 
 sanitize-lanes: $(VENV)/.attncap-test
@@ -59,6 +60,7 @@ sanitize-threads: $(VENV)/.attncap-test
 bench: $(VENV)/.attncap-bench
 	$(RUN)/python -m pytest -o addopts= -q benchmarks
 	$(RUN)/python -m benchmarks.compare_cpu
+	$(RUN)/python -m benchmarks.backward_cpu
 	$(RUN)/python -m benchmarks.scan_cpu
 
 gate: $(VENV)/.attncap-test

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from attncap import _C
 from attncap.types import HeadStats
-from attncap.validation import Call
+from attncap.validation import Call, Gradients, Upstream
+
+_Record = TypeVar("_Record", _C.Problem, _C.Upstream, _C.Gradients)
 
 _DTYPE_NAMES = {
     torch.float32: "float32",
@@ -39,6 +44,41 @@ def attention(call: Call, out: Tensor, stats: HeadStats) -> None:
     Args:
         out: (B, H, Q, E); stats: tensors of what the call asks for, received_mass being zero.
     """
+    call = _with_32_bit_tags(call)
+    _C.attention(_problem(call, out, stats))
+
+
+def backward(call: Call, out: Tensor, stats: HeadStats, upstream: Upstream, gradients: Gradients) -> None:
+    """Fill `gradients` of a call, as gradients.attention defines them; equal bits on any number of threads.
+
+    Args:
+        out, stats: what the forward gave: every row's lse, and each statistic that has a derivative in `upstream`.
+    """
+    compute = torch.float64 if call.query.dtype == torch.float64 else torch.float32
+    wanted = {name: tensor for name, tensor in vars(gradients).items() if tensor is not None}
+    # Sums are taken in the precision of the scores and rounded once.
+    sums = {name: _summable(tensor, compute) for name, tensor in wanted.items()}
+    views = sums
+    if "attn_mask" in sums:
+        views = sums | {"attn_mask": sums["attn_mask"].expand(*call.query.shape[:3], call.key.shape[2])}
+    call = _with_32_bit_tags(call)
+    _C.backward(
+        _problem(call, out, stats), _described(_C.Upstream(), vars(upstream)), _described(_C.Gradients(), views)
+    )
+    for name, tensor in wanted.items():
+        if sums[name] is not tensor:
+            tensor.copy_(sums[name])
+
+
+def _summable(gradient: Tensor, compute: torch.dtype) -> Tensor:
+    """The tensor of zeros itself, or one that kernels can add to in its place."""
+    if gradient.dtype == compute and (gradient.dim() < 3 or gradient.stride(-1) == 1):
+        return gradient
+    return torch.zeros(gradient.shape, dtype=compute)
+
+
+def _problem(call: Call, out: Tensor, stats: HeadStats) -> _C.Problem:
+    """A call with the tensors of its outputs; what it points at must outlive it."""
     query, key, value = call.query, call.key, call.value
     spec, options, extras = call.spec, call.options, call.extras
     problem = _C.Problem()
@@ -53,8 +93,7 @@ def attention(call: Call, out: Tensor, stats: HeadStats) -> None:
     problem.sink, problem.topk, problem.offsets = spec.sink, spec.topk, list(spec.offsets)
     problem.diagonal = -1 if spec.diagonal is None else spec.diagonal
 
-    query_tags, key_tags = _tags_as_int32(extras.query_tags, extras.key_tags)
-    problem.tags = 0 if query_tags is None else query_tags.shape[0]
+    problem.tags = 0 if extras.query_tags is None else extras.query_tags.shape[0]
     problem.features = 0 if extras.key_features is None else extras.key_features.shape[-1]
     inputs = {
         "query": query,
@@ -63,15 +102,20 @@ def attention(call: Call, out: Tensor, stats: HeadStats) -> None:
         "attn_mask": extras.attn_mask,
         "sink_logits": extras.sink_logits,
         "query_mask": extras.query_mask,
-        "query_tags": query_tags,
-        "key_tags": key_tags,
+        "query_tags": extras.query_tags,
+        "key_tags": extras.key_tags,
         "key_features": extras.key_features,
     }
     outputs = {"out": out} | {_OUTPUT_FIELDS.get(name, name): tensor for name, tensor in stats.items()}
-    for name, tensor in (inputs | outputs).items():
+    return _described(problem, inputs | outputs)
+
+
+def _described(record: _Record, tensors: Mapping[str, Tensor | None]) -> _Record:
+    """The record with the arrays of the tensors that are there and not empty."""
+    for name, tensor in tensors.items():
         if tensor is not None and tensor.numel() > 0:
-            setattr(problem, name, array_of(tensor))
-    _C.attention(problem)
+            setattr(record, name, array_of(tensor))
+    return record
 
 
 # Statistics whose switch has their name already.
@@ -81,6 +125,11 @@ _OUTPUT_FIELDS = {"entropy": "entropy_out", "collision": "collision_out", "dista
 def array_of(tensor: Tensor) -> _C.Array:
     """A tensor as the kernels read it; it must outlive the call."""
     return _C.Array(tensor.data_ptr(), _DTYPE_NAMES[tensor.dtype], list(tensor.stride()))
+
+
+def _with_32_bit_tags(call: Call) -> Call:
+    query_tags, key_tags = _tags_as_int32(call.extras.query_tags, call.extras.key_tags)
+    return replace(call, extras=replace(call.extras, query_tags=query_tags, key_tags=key_tags))
 
 
 def _tags_as_int32(query_tags: Tensor | None, key_tags: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -198,6 +198,10 @@ def _launch_backward(
         from attncap_kernels import launch_backward
 
         launch_backward.backward(call, out, stats, upstream, gradients)
+    elif impl == "cpu":
+        from attncap import cpu
+
+        cpu.backward(call, out, stats, upstream, gradients)
     else:
         from attncap import gradients as in_torch
 

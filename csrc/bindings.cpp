@@ -10,10 +10,12 @@
 namespace py = pybind11;
 using attncap::Array;
 using attncap::DType;
+using attncap::Gradients;
 using attncap::Moments;
 using attncap::Problem;
 using attncap::RowValues;
 using attncap::Sequence;
+using attncap::Upstream;
 
 namespace {
 
@@ -69,6 +71,20 @@ PYBIND11_MODULE(_C, m) {
                                                                     ATTNCAP_FIELD(topk_prob) ATTNCAP_FIELD(topk_index)
                                                                         ATTNCAP_FIELD(received_mass);
 #undef ATTNCAP_FIELD
+    py::class_<Upstream>(m, "Upstream")
+        .def(py::init<>())
+#define ATTNCAP_FIELD(name) .def_readwrite(#name, &Upstream::name)
+            ATTNCAP_FIELD(out) ATTNCAP_FIELD(lse) ATTNCAP_FIELD(max_logit) ATTNCAP_FIELD(entropy)
+                ATTNCAP_FIELD(collision) ATTNCAP_FIELD(sink_mass) ATTNCAP_FIELD(diagonal_mass) ATTNCAP_FIELD(distance)
+                    ATTNCAP_FIELD(null_mass) ATTNCAP_FIELD(offset_mass) ATTNCAP_FIELD(tag_mass)
+                        ATTNCAP_FIELD(feature_mass) ATTNCAP_FIELD(topk_prob) ATTNCAP_FIELD(received_mass);
+#undef ATTNCAP_FIELD
+    py::class_<Gradients>(m, "Gradients")
+        .def(py::init<>())
+#define ATTNCAP_FIELD(name) .def_readwrite(#name, &Gradients::name)
+            ATTNCAP_FIELD(query) ATTNCAP_FIELD(key) ATTNCAP_FIELD(value) ATTNCAP_FIELD(attn_mask)
+                ATTNCAP_FIELD(sink_logits) ATTNCAP_FIELD(key_features);
+#undef ATTNCAP_FIELD
     m.def(
         "attention",
         [](const Problem& problem) {
@@ -77,6 +93,14 @@ PYBIND11_MODULE(_C, m) {
             attncap::attention(problem, isa.c_str());
         },
         py::arg("problem"), "Runs one call on the CPU.");
+    m.def(
+        "backward",
+        [](const Problem& problem, const Upstream& upstream, const Gradients& gradients) {
+            const std::string isa = wanted_isa();
+            py::gil_scoped_release release;
+            attncap::backward(problem, upstream, gradients, isa.c_str());
+        },
+        py::arg("problem"), py::arg("upstream"), py::arg("gradients"), "Runs the backward of one call on the CPU.");
     py::class_<Moments>(m, "Moments")
         .def(py::init([](uintptr_t count, uintptr_t nonfinite, uintptr_t mean, uintptr_t m2, uintptr_t low,
                          uintptr_t high, uintptr_t histogram, int64_t bins) {

@@ -8,9 +8,10 @@
 
 namespace attncap {
 
-#define ATTNCAP_DECLARE_ENTRIES(isa)              \
-    void attention_##isa(const Problem& problem); \
-    double fma_rate_##isa(double seconds);        \
+#define ATTNCAP_DECLARE_ENTRIES(isa)                                        \
+    void attention_##isa(const Problem& problem);                           \
+    void backward_##isa(const Problem&, const Upstream&, const Gradients&); \
+    double fma_rate_##isa(double seconds);                                  \
     RowSummary summarise_rows_##isa(const RowValues&, int64_t, int64_t, int64_t, int64_t*, RowScratch&);
 ATTNCAP_DECLARE_ENTRIES(avx512bf16)
 ATTNCAP_DECLARE_ENTRIES(avx512)
@@ -22,13 +23,14 @@ namespace {
 struct InstructionSet {
     const char* name;
     void (*run)(const Problem&);
+    void (*run_backward)(const Problem&, const Upstream&, const Gradients&);
     double (*rate)(double);
     SummariseRows summarise_rows;
     bool here;
 };
 
 #define ATTNCAP_SET(isa, here) \
-    InstructionSet { #isa, attention_##isa, fma_rate_##isa, summarise_rows_##isa, here }
+    InstructionSet { #isa, attention_##isa, backward_##isa, fma_rate_##isa, summarise_rows_##isa, here }
 
 // Widest first.
 const std::vector<InstructionSet>& known_sets() {
@@ -66,6 +68,10 @@ std::vector<const char*> instruction_sets() {
 }
 
 void attention(const Problem& problem, const char* isa) { chosen_set(isa).run(problem); }
+
+void backward(const Problem& problem, const Upstream& upstream, const Gradients& gradients, const char* isa) {
+    chosen_set(isa).run_backward(problem, upstream, gradients);
+}
 
 SummariseRows summarise_rows_of(const char* isa) { return chosen_set(isa).summarise_rows; }
 

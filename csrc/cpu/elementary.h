@@ -108,6 +108,13 @@ inline typename Lanes<T>::V exp_nonpositive(typename Lanes<T>::V x) {
     return one[0];
 }
 
+// max(a - b, floor) makes exp's argument finite where both are -inf, and where a row has seen nothing yet.
+template <class T>
+inline typename Lanes<T>::V bounded_difference(typename Lanes<T>::V a, typename Lanes<T>::V b) {
+    using L = Lanes<T>;
+    return L::max(L::all(T(2) * Constants<T>::kExpMin), a - b);
+}
+
 template <class T>
 inline typename Lanes<T>::V tanh(typename Lanes<T>::V x) {
     using L = Lanes<T>;

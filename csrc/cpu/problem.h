@@ -69,8 +69,24 @@ struct Problem {
     Array offset_mass, tag_mass, feature_mass, topk_prob, topk_index, received_mass;
 };
 
+// A loss's derivative by each output of a call, absent where it does not depend on it; shaped as the outputs are.
+struct Upstream {
+    Array out, lse, max_logit, entropy, collision, sink_mass, diagonal_mass, distance, null_mass, offset_mass, tag_mass,
+        feature_mass, topk_prob, received_mass;
+};
+
+// Where the gradients of a call's inputs go, absent where not wanted. They are zero on entry, in the type that is
+// computed in, and have unit stride along the last dimension but for the mask's, whose strides are 0 where it is
+// broadcast.
+struct Gradients {
+    Array query, key, value, attn_mask, sink_logits, key_features;
+};
+
 // Picks the widest instruction set this processor has (or the one named by `isa`) and runs the call.
 void attention(const Problem& problem, const char* isa);
+
+// The gradients of a call from the outputs it had, which `problem` holds; the meaning is attncap/gradients.py's.
+void backward(const Problem& problem, const Upstream& upstream, const Gradients& gradients, const char* isa);
 
 // Billions of multiplications and additions a second of one thread, in registers alone.
 double fma_rate(double seconds, const char* isa);

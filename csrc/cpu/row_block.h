@@ -4,6 +4,7 @@
 
 #include "cpu/products.h"
 #include "cpu/received.h"
+#include "cpu/seen_scores.h"
 
 namespace attncap {
 namespace ATTNCAP_ISA {
@@ -79,20 +80,9 @@ class RowBlock {
     void score_block(int64_t key0, int64_t key1, T* scores) {
         products_.scores(seen_, key0, key1, scores, w_.largest);
         if (p_.softcap != 0) cap_scores(T(p_.softcap), key1 - key0, vectors_, scores);
-        const Array& mask = p_.attn_mask;
-        if (mask.given() && mask.stride[2] == 0 && (t_.heads == 1 || mask.stride[1] == 0)) {
-            add_key_mask(mask, t_.at(mask, 0, key0), key1 - key0, vectors_, scores);
-        } else if (mask.given()) {
-            add_row_mask<T>(mask, t_.lanes(), key1 - key0, scores,
-                            [&](int64_t lane) { return t_.at(mask, lane, key0); });
-        }
         const int64_t count = key1 - key0;
-        // Keys before `low` and from `high` on are not seen by every row.
-        const int64_t low = std::clamp<int64_t>(seen_.all_begin - key0, 0, count);
-        const int64_t high = std::clamp<int64_t>(seen_.all_end - key0, low, count);
-        hide_unseen(seen_, key0, 0, low, vectors_, scores);
-        hide_unseen(seen_, key0, high, count, vectors_, scores);
-        if (p_.softcap != 0 || mask.given()) {
+        const auto [low, high] = mask_scores(t_, seen_, key0, count, vectors_, scores);
+        if (p_.softcap != 0 || p_.attn_mask.given()) {
             tile_maxima(scores, 0, count, count, vectors_, w_.largest);
         } else {
             tile_maxima(scores, 0, low, count, vectors_, w_.largest);

@@ -3,13 +3,11 @@
 // exponentials are kept or computed once more.
 #pragma once
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
+#include "cpu/gradient_run.h"
 #include "cpu/head_rows.h"
 #include "cpu/peak.h"
 #include "cpu/row_block.h"
+#include "cpu/threads.h"
 
 namespace attncap {
 namespace ATTNCAP_ISA {
@@ -62,14 +60,6 @@ class Run {
     std::vector<T> partials_;
     int64_t most_keys_ = 0, most_wide_keys_ = 0;
     bool keep_ = false;
-
-    static int thread_number() {
-#ifdef _OPENMP
-        return omp_get_thread_num();
-#else
-        return 0;
-#endif
-    }
 
     void add_units(const Sequence& sequence) {
         const int64_t blocks = (sequence.rows + kRows - 1) / kRows, sharing = p_.heads / p_.key_heads;
@@ -147,6 +137,13 @@ class Run {
             isa::Run<double>{problem}();                                                                           \
         } else {                                                                                                   \
             isa::Run<float>{problem}();                                                                            \
+        }                                                                                                          \
+    }                                                                                                              \
+    void backward_##isa(const Problem& problem, const Upstream& upstream, const Gradients& gradients) {            \
+        if (problem.query.dtype == DType::float64) {                                                               \
+            isa::GradientRun<double>{problem, upstream, gradients}();                                              \
+        } else {                                                                                                   \
+            isa::GradientRun<float>{problem, upstream, gradients}();                                               \
         }                                                                                                          \
     }                                                                                                              \
     double fma_rate_##isa(double seconds) { return isa::fma_rate<float>(seconds); }                                \

@@ -28,13 +28,6 @@ struct RowState {
     TopK<T> top;
 };
 
-// max(a - b, floor) makes exp's argument finite where both are -inf, and where a row has seen nothing yet.
-template <class T>
-inline typename Lanes<T>::V bounded_difference(typename Lanes<T>::V a, typename Lanes<T>::V b) {
-    using L = Lanes<T>;
-    return L::max(L::all(T(2) * Constants<T>::kExpMin), a - b);
-}
-
 // What scores are taken relative to: the largest score, or 0 where there is none yet or it is NaN. A NaN among the
 // scores still makes the row's sums NaN, while exp(-inf - shift) stays exactly 0 for keys that the row does not see.
 template <class T>

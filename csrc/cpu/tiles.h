@@ -26,6 +26,12 @@ constexpr int64_t kBlockBytes = 144 << 10;
 template <class T>
 constexpr int64_t kBlockKeys = kBlockBytes / (kRows * int64_t(sizeof(T)));
 
+// `count` rounded up to whole vectors.
+template <class T>
+constexpr int64_t whole_vectors(int64_t count) {
+    return (count + Lanes<T>::kWidth - 1) / Lanes<T>::kWidth * Lanes<T>::kWidth;
+}
+
 // [kWidth][words] rows, `stride` bytes apart and readable up to the next multiple of kWidth words, to [words][kRows];
 // numbers of T are multiplied by `scale` on the way.
 template <class Step>

@@ -2,16 +2,13 @@
 // the number of keys only where a task's exponentials are kept for received_mass (the caller bounds those).
 #pragma once
 
-#include <cstdlib>
-#include <memory>
-#include <new>
-
+#include "cpu/arena.h"
+#include "cpu/row_product.h"
 #include "cpu/softmax.h"
 
 namespace attncap {
 namespace ATTNCAP_ISA {
 
-constexpr int64_t kConvertKeys = 48;     // keys converted at a time, used at once from the first-level cache
 constexpr int64_t kConvertValues = 576;  // values converted at a time
 
 template <class T>
@@ -32,9 +29,7 @@ struct Workspace {
 
     // `kept_keys` > 0 keeps the exponentials of that many keys.
     Workspace(const Problem& problem, int64_t most_keys, int64_t kept_keys) {
-        memory_.reset(static_cast<char*>(std::aligned_alloc(64, size_t(bytes(problem, most_keys, kept_keys)))));
-        if (!memory_) throw std::bad_alloc();
-        layout(problem, most_keys, kept_keys);
+        arena_.lay_out([&] { layout(problem, most_keys, kept_keys); });
         state.top.k = problem.topk;
         fill(ones, 1, 1);
         for (int64_t k = 0; problem.distance && k < std::min(kBlockKeys<T>, most_keys); ++k) state.apart[k] = T(k);
@@ -43,12 +38,7 @@ struct Workspace {
         }
     }
 
-    // What one takes.
-    static int64_t bytes(const Problem& problem, int64_t most_keys, int64_t kept_keys) {
-        Workspace empty;
-        empty.layout(problem, most_keys, kept_keys);
-        return empty.used_;
-    }
+    ProductMemory<T> of_scores() const { return {query, staging, keys}; }
 
     void clear_state(const Problem& problem) {
         for (T* sum : {state.mass, state.weighted, state.squares, state.moved, state.sink, state.diagonal})
@@ -62,24 +52,13 @@ struct Workspace {
     }
 
   private:
-    Workspace() = default;
-
-    struct Free {
-        void operator()(char* p) const { std::free(p); }
-    };
-    std::unique_ptr<char, Free> memory_;
-    int64_t used_ = 0;
-
-    static int64_t whole_vectors(int64_t dim) {
-        return (dim + Lanes<T>::kWidth - 1) / Lanes<T>::kWidth * Lanes<T>::kWidth;
-    }
+    Arena arena_;
 
     static void fill(T* array, int64_t count, T value) { std::fill(array, array + count * kRows, value); }
 
     template <class Item>
     void take(Item** array, int64_t count) {
-        if (memory_) *array = reinterpret_cast<Item*>(memory_.get() + used_);
-        used_ += (count * int64_t(sizeof(Item)) + 63) / 64 * 64;
+        arena_.take(array, count);
     }
 
     void layout(const Problem& problem, int64_t most_keys, int64_t kept_keys) {
@@ -88,7 +67,7 @@ struct Workspace {
         const int64_t block_keys = std::min(kBlockKeys<T>, most_keys);
         const int64_t block_tiles = (block_keys + Lanes<T>::kTileKeys - 1) / Lanes<T>::kTileKeys;
         // Rounded up to whole vectors, so that square transposes need no edges.
-        const int64_t key_dim = whole_vectors(problem.key_dim), value_dim = whole_vectors(problem.value_dim);
+        const int64_t key_dim = whole_vectors<T>(problem.key_dim), value_dim = whole_vectors<T>(problem.value_dim);
         take(&query, key_dim * kRows);
         take(&paired_prob, kHasPairs && sizeof(T) == 4 ? (block_keys + 1) / 2 * kRows : 0);
         take(&staging, std::max(key_dim, value_dim) * Lanes<T>::kWidth);
@@ -124,10 +103,7 @@ struct Workspace {
             take(&state.top.slot_score, kSlotRoom);
             take(&state.top.slot_key, kSlotRoom);
         }
-        take(&scratch_, 64);
     }
-
-    T* scratch_;  // keeps the size above zero
 };
 
 }  // namespace ATTNCAP_ISA

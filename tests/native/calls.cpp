@@ -1,6 +1,6 @@
-// Calls of every kind on several threads, two of them at once, on each instruction set of this machine: what the thread
-// sanitizer watches in `make sanitize`, with neither Python nor torch in the process. Fails, too, where a call on
-// several threads gives other bits than on one.
+// Calls of every kind and their backwards on several threads, two of them at once, on each instruction set of this
+// machine: what the thread sanitizer watches in `make sanitize`, with neither Python nor torch in the process. Fails,
+// too, where a call on several threads gives other bits than on one.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -13,8 +13,10 @@
 
 using attncap::Array;
 using attncap::DType;
+using attncap::Gradients;
 using attncap::Problem;
 using attncap::Sequence;
+using attncap::Upstream;
 
 namespace {
 
@@ -24,6 +26,8 @@ constexpr int64_t kDim = 8, kTags = 2, kFeatures = 3, kTopK = 8;
 struct Call {
     std::string name;
     Problem problem;
+    Upstream upstream;
+    Gradients gradients;
     std::list<std::vector<char>> inputs, outputs;
     std::mt19937 random{1};
 
@@ -88,12 +92,32 @@ struct Call {
         p.feature_mass = per_row(number, kFeatures);
         p.topk_prob = per_row(number, kTopK), p.topk_index = per_row(DType::int32, kTopK);
         p.received_mass = tensor(&outputs, number, {1, heads, keys});
+        add_backward(dtype, number, rows, keys);
+    }
+
+    void add_backward(DType dtype, DType number, int64_t rows, int64_t keys) {
+        const int64_t heads = problem.heads, key_heads = problem.key_heads;
+        upstream.out = numbers(dtype, {1, heads, rows, kDim});
+        auto per_row = [&](int64_t n) { return numbers(number, {1, heads, rows, n}); };
+        for (Array* each : {&upstream.lse, &upstream.max_logit, &upstream.entropy, &upstream.collision,
+                            &upstream.sink_mass, &upstream.diagonal_mass, &upstream.distance, &upstream.null_mass}) {
+            *each = per_row(1);
+        }
+        upstream.offset_mass = per_row(2), upstream.tag_mass = per_row(kTags);
+        upstream.feature_mass = per_row(kFeatures), upstream.topk_prob = per_row(kTopK);
+        upstream.received_mass = numbers(number, {1, heads, keys});
+        gradients.query = tensor(&outputs, number, {1, heads, rows, kDim});
+        gradients.key = tensor(&outputs, number, {1, key_heads, keys, kDim});
+        gradients.value = tensor(&outputs, number, {1, key_heads, keys, kDim});
+        gradients.sink_logits = tensor(&outputs, number, {heads});
+        gradients.key_features = tensor(&outputs, number, {1, keys, kFeatures});
     }
 
     std::list<std::vector<char>> run(const char* isa, int threads) {
         for (auto& output : outputs) std::fill(output.begin(), output.end(), char(0));
         problem.threads = threads;
         attncap::attention(problem, isa);
+        attncap::backward(problem, upstream, gradients, isa);
         return outputs;
     }
 };
@@ -105,8 +129,11 @@ std::list<Call> calls_of_every_kind() {
     calls.emplace_back("float64, window", DType::float64, 2, 2, 150, 700).problem.window_left = 90;
     calls.emplace_back("decoding, heads that share keys", DType::float32, 8, 1, 1, 2400);
     Call& masked = calls.emplace_back("mask, softcap, no received mass", DType::float32, 2, 2, 300, 300);
-    masked.problem.attn_mask = masked.numbers(DType::boolean, {1, 2, 300, 300});
-    masked.problem.softcap = 5, masked.problem.received = false, masked.problem.received_mass = Array();
+    masked.problem.attn_mask = masked.numbers(DType::float32, {1, 1, 300, 300});
+    masked.gradients.attn_mask = masked.tensor(&masked.outputs, DType::float32, {1, 1, 300, 300});
+    masked.problem.attn_mask.stride[1] = masked.gradients.attn_mask.stride[1] = 0;
+    masked.problem.softcap = 5, masked.problem.received = false;
+    masked.problem.received_mass = masked.upstream.received_mass = Array();
     Call& packed = calls.emplace_back("packed sequences", DType::float32, 4, 1, 400, 500);
     packed.problem.sequences = {
         {0, 0, 1, 0, 150, 149}, {0, 1, 0, 150, 50, 50}, {0, 1, 3, 200, 0, -3}, {0, 4, 396, 200, 300, 0}};
