@@ -193,8 +193,12 @@ def _launch(impl: str, call: Call, out: Tensor, stats: HeadStats) -> None:
 def _launch_backward(
     impl: str, call: Call, out: Tensor, stats: HeadStats, upstream: Upstream, gradients: Gradients
 ) -> None:
-    """Fill `gradients` for a call that `impl` computed; kernels for it has the CPU alone."""
-    if impl == "cpu":
+    """Fill `gradients` for a call that `impl` computed."""
+    if impl == "triton":
+        from attncap_kernels import launch_backward
+
+        launch_backward.backward(call, out, stats, upstream, gradients)
+    elif impl == "cpu":
         from attncap import cpu
 
         cpu.backward(call, out, stats, upstream, gradients)

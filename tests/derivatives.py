@@ -62,8 +62,13 @@ def gradients_of(
     return {name: torch.zeros_like(leaf) if one is None else one for (name, leaf), one in pairs}
 
 
-def assert_gradients_match_float64(case: Case, impl: str, *, names: Collection[str] | None = None) -> None:
-    """The gradients of an implementation are those of the reference in float64, within the budget."""
+def assert_gradients_match_float64(
+    case: Case, impl: str, *, names: Collection[str] | None = None, roundings: int = 0
+) -> None:
+    """The gradients of an implementation are those of the reference in float64, within the budget.
+
+    Each gradient has one rounding to its dtype; kernels that multiply in the dtype of the call have more, of that one.
+    """
     compute = torch.float64 if case.query.dtype == torch.float64 else torch.float32
     exact = gradients_of(case, "reference", names=names, dtype=torch.float64)
     plain = exact if compute == torch.float64 else gradients_of(case, "reference", names=names, dtype=compute)
@@ -73,4 +78,5 @@ def assert_gradients_match_float64(case: Case, impl: str, *, names: Collection[s
         assert not found.isnan().any(), f"{name}: {int(found.isnan().sum())} of {found.numel()} are NaN"
         size = worst(want.abs())
         allowed = FACTOR * worst(difference(plain[name], want)) + FLOOR[compute] * max(1.0, size)
-        assert_within(f"gradient of {name}", found, want, allowed + ROUNDING[found.dtype] * size)
+        allowed += (ROUNDING[found.dtype] + roundings * ROUNDING[case.query.dtype]) * size
+        assert_within(f"gradient of {name}", found, want, allowed)

@@ -13,6 +13,8 @@ ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
 DIMS = (16, 32, 64, 128, 256)
 DTYPES = ("bfloat16", "float16", "float32")
 
+# Backwards of the output alone, and of it with statistics.
+BACKWARD, BACKWARD_FEW, BACKWARD_EVERYTHING = "backward", "backward of few", "backward of everything"
 NONE, FEW, DEFAULT, EVERYTHING, ANNOTATED, DECODING = (
     "none",
     "few",
@@ -28,6 +30,9 @@ SPECS = {
     EVERYTHING: StatSpec.all(),
     ANNOTATED: StatSpec(topk=0, offsets=(-1,)),
     DECODING: StatSpec.all(),
+    BACKWARD: StatSpec.none(),
+    BACKWARD_FEW: StatSpec(topk=0, offsets=(-1,)),
+    BACKWARD_EVERYTHING: StatSpec.all(),
 }
 STATISTICS = tuple(SPECS)
 
@@ -46,8 +51,8 @@ class Group:
 
 
 def run_launcher(group: Group, statistics: str) -> None:
-    """Make the launcher run every kernel of one entry: a long causal call, or one new row on many keys."""
-    from attncap_kernels import launch
+    """Make the launcher run every kernel of one entry: a long causal call or its backward, or one row on many keys."""
+    from attncap_kernels import launch, launch_backward
 
     from attncap import ops, validation
 
@@ -62,12 +67,18 @@ def run_launcher(group: Group, statistics: str) -> None:
     extras = validation.check_extras(query, key, **_extras(statistics, rows, keys))
     out, stats = ops._dense_outputs(query, key, value, spec, extras)
     sequences = [(0, 0, rows, 0, keys, keys - rows)]
-    launch.attention(validation.Call(query, key, value, spec, options, extras, sequences, packed=False), out, stats)
+    call = validation.Call(query, key, value, spec, options, extras, sequences, packed=False)
+    if not statistics.startswith(BACKWARD):
+        launch.attention(call, out, stats)
+        return
+    arrived = {} if spec == StatSpec.none() else {name: one for name, one in stats.items() if name != "topk_index"}
+    gradients = validation.Gradients(query=query, key=key, value=value, key_features=extras.key_features)
+    launch_backward.backward(call, out, stats, validation.Upstream(out=out, **arrived), gradients)
 
 
 def _extras(statistics: str, rows: int, keys: int) -> dict[str, Any]:
     given: dict[str, Any] = dict.fromkeys(("attn_mask", "sink_logits", "query_tags", "key_tags", "key_features"))
-    if statistics == ANNOTATED:
+    if statistics in (ANNOTATED, BACKWARD_EVERYTHING):
         given["query_tags"] = torch.zeros(2, 1, rows, dtype=torch.int64)
         given["key_tags"] = torch.zeros(2, 1, keys, dtype=torch.int64)
         given["key_features"] = torch.zeros(1, keys, 8)

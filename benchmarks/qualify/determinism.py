@@ -10,8 +10,10 @@ from attncap import attention
 from benchmarks.qualify.place import Place
 from benchmarks.qualify.pool import spread
 from benchmarks.qualify.scenarios import scenario
+from tests.derivatives import gradients_of
 
 CALLS = ("D 64 causal", "D 128", "decoding 1 row", "long rows, top 64", "blocks of equal scores", "float mask")
+BACKWARDS = ("D 64 causal", "D 128", "float mask")
 SEED = 30
 
 
@@ -37,6 +39,8 @@ def differing(place: Place, call: tuple[str, int]) -> list[str]:
                     noise = noise @ noise
         out, stats = attention(case.query, case.key, case.value, case.spec, impl="triton", **case.kwargs)
         found = {"out": out, **dict(stats.items())}
+        if name in BACKWARDS:
+            found |= {f"gradient of {one}": tensor for one, tensor in gradients_of(case, "triton").items()}
         place.wait()
         wanted = wanted or found
         differ |= {key for key, tensor in found.items() if not torch.equal(tensor, wanted[key])}

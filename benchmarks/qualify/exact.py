@@ -15,11 +15,17 @@ from benchmarks.qualify.pool import spread
 from benchmarks.qualify.scenarios import SCENARIOS, scenario
 from tests.budget import assert_matches_float64
 from tests.cases import Case, Sizes, random_case
+from tests.derivatives import assert_gradients_match_float64
 
 RANDOM, PACKED = "random call", "packed sequences"
 SEED = 20
 # What the interpreter, which is slow, is asked in a dry run; the tests ask it for the rest.
 DRY = ("D 64 causal", "decoding 1 row", "float mask", "no keys", PACKED, RANDOM)
+BACKWARDS = (
+    *("D 16", "D 64 causal", "D 128", "D 128 causal", "D 256 causal", "D 80, value 48, softcap", "window"),
+    *("causal window, negative scale", "bool mask", "float mask", "tags, features, sinks, query mask", "strides"),
+)
+ROUNDINGS = 8  # of a gradient, to the dtype of the call, relative to the largest
 
 WIDE = Sizes(longest=700, dims=(1, 16, 33, 64, 80, 128, 256), value_dims=(5, 16, 64, 70, 128, 256), features=(3, 35))
 TINY = Sizes((1,), (1,), (1, 2), rows=(7,), longest=7, dims=(16,), value_dims=(8,))
@@ -32,18 +38,22 @@ class Check:
     name: str
     dtype: torch.dtype
     seed: int
+    backward: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name}, {str(self.dtype).removeprefix('torch.')}, seed {self.seed}"
+        name = f"backward of {self.name}" if self.backward else self.name
+        return f"{name}, {str(self.dtype).removeprefix('torch.')}, seed {self.seed}"
 
 
 def run(place: Place) -> dict[str, Any]:
     """All checks; those that failed with their seed and numbers."""
     if place.dry:
         checks = [Check(name, torch.float32, SEED) for name in DRY]
+        checks.append(Check(BACKWARDS[1], torch.float32, SEED, backward=True))
     else:
         checks = [Check(name, dtype, SEED) for name in [*SCENARIOS, PACKED] for dtype in place.dtypes]
         checks += [Check(RANDOM, dtype, seed) for seed in range(14) for dtype in place.dtypes]
+        checks += [Check(name, dtype, SEED, backward=True) for name in BACKWARDS for dtype in place.dtypes]
     verdicts = spread(place, verdict, checks)
     failed = {str(check): why for check, why in zip(checks, verdicts, strict=True) if why}
     return {"passed": not failed, "checks": len(checks), "failed": failed}
@@ -52,9 +62,13 @@ def run(place: Place) -> dict[str, Any]:
 def verdict(place: Place, check: Check) -> str | None:
     """What is wrong with a call, or None."""
     try:
-        with torch.no_grad():
-            _packed(place, check) if check.name == PACKED else _dense(place, check)
-            place.wait()
+        if check.backward:
+            case = scenario(place, check.name, check.dtype, check.seed)
+            assert_gradients_match_float64(case, "triton", roundings=ROUNDINGS)
+        else:
+            with torch.no_grad():
+                _packed(place, check) if check.name == PACKED else _dense(place, check)
+        place.wait()
     except Exception as error:
         return "".join(traceback.format_exception_only(error)).strip()
     return None

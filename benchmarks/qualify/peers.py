@@ -14,6 +14,7 @@ import attncap
 from attncap import StatSpec
 from benchmarks import eager
 from benchmarks.cases_cpu import Shape
+from benchmarks.qualify import backwards
 from benchmarks.qualify.place import Place
 
 EVERYTHING = StatSpec.all()
@@ -40,6 +41,16 @@ class Contest:
 
     shape: Shape
     flex: bool = False
+    backward: bool = False
+
+    @property
+    def name(self) -> str:
+        """As it stands in the tables."""
+        return self.shape.name + " backward" * self.backward
+
+    @property
+    def flops(self) -> float:
+        return self.shape.flops * (backwards.FLOPS if self.backward else 1.0)
 
     @property
     def eager(self) -> bool:
@@ -48,9 +59,10 @@ class Contest:
 
 
 def contests(place: Place) -> list[Contest]:
-    """D 64, 128, 256, causal and full, three lengths; grouped heads; decoding."""
+    """D 64, 128, 256, causal and full, three lengths; grouped heads; decoding; backwards of the longest."""
     if place.dry:
-        return [Contest(Shape(1, 1, 32, 16, causal=True, dtype="float16"))]
+        shape = Shape(1, 1, 32, 16, causal=True, dtype="float16")
+        return [Contest(shape), Contest(shape, backward=True)]
     squares = [
         Contest(Shape(1, 2048 // dim, keys, dim, causal=causal, dtype="bfloat16"), flex=keys == 16384)
         for dim in (64, 128, 256)
@@ -63,12 +75,16 @@ def contests(place: Place) -> list[Contest]:
         Shape(batch, 32, keys, 128, rows=1, key_heads=8, dtype="bfloat16")
         for batch, keys in ((1, 131072), (16, 8192))
     ]  # fmt: skip
-    return squares + [Contest(shape) for shape in grouped + decoding]
+    longest = [contest.shape for contest in squares if contest.shape.keys == 16384] + grouped[:1]
+    trained = [Contest(shape, backward=True) for shape in longest if shape.dim <= 128]
+    return squares + [Contest(shape) for shape in grouped + decoding] + trained
 
 
 def contestants(place: Place, contest: Contest) -> dict[str, Callable[[], Any]]:
     """Calls by name, on tensors of their own."""
     shape = contest.shape
+    if contest.backward:
+        return backwards.contestants(place, shape, {"SDPA math": SDPBackend.MATH} if place.dry else BACKENDS)
     torch.manual_seed(0)
     make: dict[str, Any] = {"dtype": getattr(torch, shape.dtype), "device": place.device}
     query = torch.randn(shape.batch, shape.heads, shape.rows or shape.keys, shape.dim, **make)

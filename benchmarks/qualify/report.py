@@ -92,8 +92,8 @@ def _speed(part: dict[str, Any]) -> list[str]:
         return ["no figures"]
     lines = [
         "Medians of turns taken by all contestants of a shape, CUDA events, caches emptied before each call. TFLOP/s",
-        "are 4 B H Q K D / time, half of it where causal, whatever else is computed. `few` is lse, max, entropy, sink,",
-        "diagonal and one offset.",
+        "are 4 B H Q K D / time, half of it where causal, whatever else is computed, and 2.5 times that for backwards.",
+        "`few` is lse, max, entropy, sink, diagonal and one offset.",
     ]
     for name, one in part["shapes"].items():
         lines += ["", f"### {name}", "", "| who | ms | TFLOP/s | MiB beyond outputs | fastest SDPA / it |"]

@@ -10,6 +10,7 @@ import torch
 
 import attncap
 from attncap import StatSpec
+from benchmarks.qualify import backwards
 from benchmarks.qualify.clock import host_microseconds, medians, memory_and_seconds
 from benchmarks.qualify.peers import BACKENDS, FEW, PLAIN, TOP8, Contest, contestants, contests
 from benchmarks.qualify.place import Place
@@ -21,8 +22,7 @@ def run(place: Place) -> dict[str, Any]:
     all_contests = contests(place)
     refusals = spread(place, refused, all_contests)  # compiles everything, on all cores
     shapes = {
-        contest.shape.name: measure(place, contest, without)
-        for contest, without in zip(all_contests, refusals, strict=True)
+        contest.name: measure(place, contest, without) for contest, without in zip(all_contests, refusals, strict=True)
     }
     return {"passed": True, "shapes": shapes, "TFLOP/s": _by_head_dim(all_contests, shapes), "host": host_cost(place)}
 
@@ -53,11 +53,12 @@ def measure(place: Place, contest: Contest, without: dict[str, str]) -> dict[str
     memory = {name: memory_and_seconds(place, call)[2] for name, call in calls.items()}
     milliseconds = medians(place, calls, place.size(11, 1))
     figures = {
-        name: {"ms": ms, "TFLOP/s": shape.flops / ms / 1e9, "bytes beyond outputs": memory[name]}
+        name: {"ms": ms, "TFLOP/s": contest.flops / ms / 1e9, "bytes beyond outputs": memory[name]}
         for name, ms in milliseconds.items()
     }
     fastest = min((ms for name, ms in milliseconds.items() if name in BACKENDS), default=None)
-    ratios = {} if fastest is None else {name: fastest / milliseconds[name] for name in (PLAIN, FEW, TOP8)}
+    own = [name for name in (PLAIN, FEW, TOP8, backwards.ALONE, backwards.WITH_FEW) if name in milliseconds]
+    ratios = {} if fastest is None else {name: fastest / milliseconds[name] for name in own}
     return {"shape": asdict(shape), "figures": figures, "fastest SDPA / it": ratios, "refused": without}
 
 
@@ -66,8 +67,8 @@ def _by_head_dim(all_contests: list[Contest], shapes: dict[str, Any]) -> dict[st
     rates: dict[int, dict[int, list[float]]] = {}
     for contest in all_contests:
         shape = contest.shape
-        if shape.rows is None and shape.key_heads is None:
-            rate = shapes[shape.name]["figures"][TOP8]["TFLOP/s"]
+        if shape.rows is None and shape.key_heads is None and not contest.backward:
+            rate = shapes[contest.name]["figures"][TOP8]["TFLOP/s"]
             rates.setdefault(shape.dim, {}).setdefault(shape.keys, []).append(rate)
     longest = {dim: by_keys[max(by_keys)] for dim, by_keys in rates.items()}
     return {str(dim): sum(values) / len(values) for dim, values in sorted(longest.items())}

@@ -70,7 +70,6 @@ class TritonCall(Call):
         left, right = self.window
         dims = {"D": self.query.shape[-1], "E": self.value.shape[-1]}
         precise = self.query.dtype == torch.float32 and _precision(self.query) == "ieee"
-        largest_stride = max(max(tensor.stride()[2:]) for tensor in (self.key, self.value))
         fields = {
             "BLOCK_M": tiles.rows,
             "BLOCK_N": tiles.keys,
@@ -88,7 +87,9 @@ class TritonCall(Call):
             "FEATURES": 0,
             "TOPK": 0,
             "CLASSES": 1,
-            "WIDE": largest_stride >= WIDE_STRIDE,
+            "CHOSEN": 0,
+            "TRANSPOSED": False,
+            "WIDE": self.is_wide(),
             "DOT": _precision(self.query),
         }
         return Plan.of(**(fields | changes))
@@ -119,11 +120,24 @@ class TritonCall(Call):
         sign = 0.0 if scale == 0 else -1.0 if scale < 0 else 1.0
         return sign, abs(scale) or 1.0, self.options.softcap or 1.0
 
+    @property
+    def band(self) -> tuple[int, int]:
+        """(keys of the sink, reach of the diagonal)."""
+        return self.spec.sink, self.spec.diagonal or 0
+
+    @property
+    def pad(self) -> int:
+        """The larger of the padded head dims."""
+        return _padded(max(self.query.shape[-1], self.value.shape[-1]))
+
+    def is_wide(self, *others: Tensor) -> bool:
+        """Whether 32 bits do not hold a step within a tile of keys, values or `others`."""
+        return max(max(tensor.stride()[2:]) for tensor in (self.key, self.value, *others)) >= WIDE_STRIDE
+
     def tiles(self, rows: int, topk: int = 0, *, tags: bool = False) -> plans.Tiles:
         """Tiles for `rows` rows a head (or group of heads), a top `topk`, and tags or features."""
-        pad = _padded(max(self.query.shape[-1], self.value.shape[-1]))
         masked = self.mask != 0 or self.options.softcap > 0
-        return plans.tiles_for(pad, self.query.dtype, rows, topk, tags=tags, masked=masked)
+        return plans.tiles_for(self.pad, self.query.dtype, rows, topk, tags=tags, masked=masked)
 
     def blocks(self, size: int, *, of_keys: bool = False, group: int = 1) -> tuple[int, Tensor | None]:
         """(tiles of `size` rows or keys of one head, over all batch entries or sequences; their table if packed)."""
@@ -136,6 +150,12 @@ class TritonCall(Call):
         """(rows, keys, offset) of every sequence, where they are not packed."""
         _, _, rows, _, keys, offset = self.sequences[0]
         return rows, keys, offset
+
+
+@functools.lru_cache(maxsize=64)
+def offsets_on(offsets: tuple[int, ...], device: torch.device) -> Tensor:
+    """The offsets of a call as kernels read them."""
+    return torch.tensor(offsets, dtype=torch.int32, device=device)
 
 
 def _padded(size: int) -> int:

@@ -136,6 +136,6 @@ def attention_forward(
     numbers = Numbers(sign, scale, softcap, left, right, sink, diagonal)
     part = tl.program_id(1)
     here = locate(inputs, tl.program_id(0), part, rows, keys, offset, total_rows, P)
-    query_MD = load_queries(inputs, numbers, here, 0, P.PAD_D, P)
+    query_MD = load_queries(inputs.query, numbers.sign, here, 0, P.D, P.PAD_D, P)
     state = attend_all(query_MD, inputs, numbers, outputs, here, part, P)
     finish_rows(state, query_MD, inputs, numbers, outputs, here, part, P)

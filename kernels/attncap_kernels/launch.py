@@ -17,7 +17,7 @@ from torch import Tensor
 from attncap.types import HeadStats
 from attncap.validation import Call, Extras
 from attncap_kernels import plans
-from attncap_kernels.call import TritonCall
+from attncap_kernels.call import TritonCall, offsets_on
 from attncap_kernels.forward import attention_forward
 from attncap_kernels.merge import merge_parts
 from attncap_kernels.received import received_mass
@@ -103,7 +103,7 @@ def _forward(
         array(out),
         *(wanted.lse, wanted.max_logit, wanted.entropy, wanted.collision, wanted.distance, wanted.sink_mass),
         *(wanted.diagonal_mass, wanted.null_mass, wanted.offset_mass),
-        _offsets(call.spec.offsets, call.query.device) if wanted.offset_mass is not None else None,
+        offsets_on(call.spec.offsets, call.query.device) if wanted.offset_mass is not None else None,
         tag_mass if tags else None,
         feature_mass if features else None,
         *((later.peak, later.total, later.bound) if everything else (None, None, None)),
@@ -146,7 +146,7 @@ def _run_forward(call: TritonCall, outputs: Outputs, tags: int, features: int, t
     total_rows = call.query.shape[2]
     attention_forward[(programs, parts)](
         inputs, written, sign, scale, softcap, blocks if call.packed else rows, keys, offset, total_rows, left, right,
-        call.spec.sink, call.spec.diagonal or 0, P=plan, num_warps=tiles.warps, num_stages=tiles.stages,
+        *call.band, P=plan, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     if parts > 1:
         merge_parts[(inputs.part_rows,)](
@@ -226,8 +226,3 @@ def _received(call: TritonCall, later: _Later, stats: HeadStats) -> None:
         blocks if call.packed else keys, offset, call.query.shape[2], call.key.shape[2], left, right,
         P=call.plan(tiles), num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
-
-
-@functools.lru_cache(maxsize=64)
-def _offsets(offsets: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(offsets, dtype=torch.int32, device=device)

@@ -32,7 +32,7 @@ def merge_parts(inputs, parts, outputs, sign, scale, softcap, total_rows, PAD_PA
     if inputs.query_mask is not None:
         place = batch * inputs.query_mask.s0 + row * inputs.query_mask.s1
         counted = tl.load(inputs.query_mask.ptr + place) != 0
-    rows = Rows(batch, head, head, row, row >= 0, row, 0, 0, 0, 0, 0, at, counted)
+    rows = Rows(batch, head, head, 0, row, row >= 0, row, 0, 0, 0, 0, 0, at, counted)
 
     part = tl.arange(0, PAD_PARTS)
     held = part < P.PARTS

@@ -44,6 +44,22 @@ FLOAT_WITH_TAGS = {pad: Tiles(32, 32, 4, 2) for pad in (16, 32, 64)} | {
     128: Tiles(16, 32, 4, 2),
     256: Tiles(16, 32, 8, 1),
 }
+# Of a backward, whose programs own rows (dq, levels, masks) or keys (dk and dv, features).
+HALF_ROWS_ON_HOPPER = {pad: Tiles(128, 64, 8, 3) for pad in (16, 32, 64, 128)} | {256: Tiles(64, 32, 8, 2)}
+HALF_ROWS = {pad: Tiles(64, 32, 4, 3) for pad in (16, 32, 64, 128)} | {256: Tiles(32, 32, 8, 2)}
+HALF_KEYS_ON_HOPPER = {pad: Tiles(64, 128, 8, 3) for pad in (16, 32, 64)} | {
+    128: Tiles(32, 128, 8, 3),
+    256: Tiles(32, 32, 8, 2),
+}
+HALF_KEYS = {pad: Tiles(32, 64, 4, 2) for pad in (16, 32, 64, 128)} | {256: Tiles(32, 32, 8, 2)}
+FLOAT_BACKWARD = {16: Tiles(32, 32, 4, 2), 32: Tiles(32, 32, 4, 2), 64: Tiles(32, 32, 4, 2)} | {
+    128: Tiles(16, 32, 4, 2),
+    256: Tiles(16, 16, 8, 1),
+}
+# With statistics that take registers or loops for each key of a tile. A loop in a tile reads nothing ahead, so that
+# there is one stage.
+HALF_ROWS_HEAVY = Tiles(16, 32, 4, 1)
+HALF_KEYS_HEAVY = Tiles(32, 32, 8, 1)
 STEP_D = 32  # columns of a product of float32 at a time
 KEYS_WITH_MASK = 64  # masks and softcap take registers too
 # Whether kernels run on the CPU (TRITON_INTERPRET=1): decided once, as they are when their modules are imported.
@@ -86,6 +102,28 @@ def tiles_for(
     if rows <= tiles.rows // 2:
         return replace(tiles, rows=max(16, tiles.rows // 2), warps=4)
     return tiles
+
+
+def backward_tiles(
+    pad: int, dtype: torch.dtype, *, of_keys: bool = False, masked: bool = False, few: bool = False, heavy: bool = False
+) -> Tiles:
+    """Tiles of a backward's kernels.
+
+    of_keys: of those whose programs own keys; masked: there is an attn_mask or a softcap; few: statistics have
+    derivatives; heavy: some are of those that HALF_ROWS_HEAVY is for.
+    """
+    if INTERPRETED:
+        return INTERPRETED_TILES
+    if dtype == torch.float32:
+        return FLOAT_BACKWARD[pad]
+    if heavy:
+        return HALF_KEYS_HEAVY if of_keys else HALF_ROWS_HEAVY
+    large = on_hopper() and not masked
+    if not of_keys:
+        return (HALF_ROWS_ON_HOPPER if large else HALF_ROWS)[pad]
+    tiles = (HALF_KEYS_ON_HOPPER if large else HALF_KEYS)[pad]
+    # A program that owns keys holds what each row's statistics have for every row of a tile.
+    return replace(tiles, rows=min(tiles.rows, 32)) if few else tiles
 
 
 def selecting_tiles(tiles: Tiles) -> Tiles:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from attncap_kernels.records import LENGTHS, Numbers
-from attncap_kernels.rows import block_of_rows, load_queries, load_sequence
+from attncap_kernels.rows import block_of_rows, load_queries, locate_keys
 from attncap_kernels.scores import load_key_tile, score_of_x, tile_scores
 from attncap_kernels.softmax import relative_bits, unit_of
 
@@ -42,7 +42,7 @@ def received_from(
 ):  # fmt: skip
     """`mass` and what the keys receive from one block of rows."""
     rows = block_of_rows(inputs, batch, head, block, 0, sequence, total_rows, P)
-    query_MD = load_queries(inputs, numbers, rows, 0, P.PAD_D, P)
+    query_MD = load_queries(inputs.query, numbers.sign, rows, 0, P.D, P.PAD_D, P)
     x_MN = tile_scores(query_MD, key_DN, inputs, numbers, rows, start, MASKED, P)
     peak = tl.load(peaks + rows.statistic, mask=rows.exists, other=float("-inf"))
     total = tl.load(totals + rows.statistic, mask=rows.exists, other=1.0)
@@ -60,24 +60,10 @@ def received_mass(
     inputs, received, peaks, totals, sign, scale, softcap, rows, keys, offset, total_rows, total_keys, left, right,
     P: tl.constexpr,
 ):  # fmt: skip
-    """One program for each tile of keys, query head and batch entry. For packed sequences `tiles` are tiles of keys."""
+    """One program for each tile of keys, query head and batch entry."""
     numbers = Numbers(sign, scale, softcap, left, right, 0, 0)
-    program = tl.program_id(0)
-    if inputs.tiles is None:
-        tiles = tl.cdiv(keys, P.BLOCK_N)
-        tile = program % tiles
-        head = program // tiles % inputs.heads
-        batch = (program // tiles // inputs.heads).to(tl.int64)
-        sequence = (program * 0, rows, program * 0, keys, offset)
-    else:
-        # `keys` is the number of tiles.
-        place = program % keys
-        head = program // keys
-        tile = tl.load(inputs.tiles + 2 * place + 1)
-        batch = (program * 0).to(tl.int64)
-        sequence = load_sequence(inputs, tl.load(inputs.tiles + 2 * place))
+    batch, head, start, sequence = locate_keys(inputs, tl.program_id(0), inputs.heads, rows, keys, offset, P)
     _, rows, key0, keys, offset = sequence
-    start = tile * P.BLOCK_N
     begin, whole_begin, whole_end, end = rows_of_keys(numbers, start, rows, keys, offset, P)
     first = block_of_rows(inputs, batch, head, 0, 0, sequence, total_rows, P)
     key_DN = load_key_tile(inputs, first, start, True, P)

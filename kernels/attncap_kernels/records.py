@@ -79,6 +79,34 @@ class Outputs(NamedTuple):
     bound: Any  # (B, H, Q) lower bound of the k-th largest x, or the (B, H, Q, C) class maxima of a part
 
 
+class Derivatives(NamedTuple):
+    """What comes down to a backward: pointers to contiguous numbers in float32, or None, and `out` an Array.
+
+    Derivatives by statistics are 0 for the rows that do not count. See derivatives.py for what they are put into.
+    """
+
+    out: Any
+    lse: Any  # (B, H, Q), that of every row
+    level: Any  # (B, H, Q) what derivatives by probabilities are relative to
+    bits: Any  # (B, H, Q) what makes scores probabilities: see Weights
+    peak: Any  # (B, H, Q) with a floating mask
+    entropy: Any  # (B, H, Q)
+    collision: Any
+    sink_mass: Any
+    diagonal_mass: Any
+    distance: Any
+    offset_mass: Any  # (B, H, Q, O)
+    offsets: Any  # (O,) int32
+    least_offset: Any  # of the diagonal and the offsets
+    largest_offset: Any
+    tag_mass: Any  # (B, H, Q, T)
+    feature_mass: Any  # (B, H, Q, F)
+    received_mass: Any  # (B, H, K)
+    chosen: Any  # (B, H, Q, C) derivatives by the scores of chosen keys,
+    chosen_key: Any  # (B, H, Q, C) int32, -1 for none
+    total_keys: Any  # K
+
+
 class Plan(NamedTuple):
     """What a kernel is compiled for."""
 
@@ -100,6 +128,8 @@ class Plan(NamedTuple):
     FEATURES: Any
     TOPK: Any  # k, where a bound for it is wanted; else 0
     CLASSES: Any  # classes of keys whose maxima give that bound
+    CHOSEN: Any  # chosen keys of each row, in a backward
+    TRANSPOSED: Any  # tiles of scores are [N, M] and not [M, N]
     WIDE: Any  # strides so large that 32 bits do not hold a step within a tile
     DOT: Any  # precision of products: "ieee", or as the user lets torch round float32
 
@@ -123,6 +153,7 @@ class Rows(NamedTuple):
     batch: Any
     head: Any  # query head, one for each row where heads share a tile
     key_head: Any
+    first_row: Any  # of the tile, within its sequence
     row: Any  # [M] row within its sequence
     exists: Any  # [M]
     position: Any  # [M]
@@ -138,3 +169,15 @@ class Rows(NamedTuple):
 def array(tensor: Tensor | None) -> Array | None:
     """`tensor` as kernels take it."""
     return None if tensor is None else Array(tensor, *(*tensor.stride(), 0, 0, 0, 0)[:4])
+
+
+def rows_array(tensor: Tensor | None) -> Array | None:
+    """`tensor` whose step from row to row is compiled in, where a row's numbers lie side by side.
+
+    Places within a tile are then constants, where they would take registers. Such steps are few in a program; those of
+    other layouts change with the length.
+    """
+    given = array(tensor)
+    if given is None or given.s3 != 1:
+        return given
+    return given._replace(s2=constexpr(given.s2))

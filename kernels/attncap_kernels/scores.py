@@ -54,47 +54,121 @@ def mask_rows(inputs, rows):
 
 
 @triton.jit
-def product_in_steps(inputs, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
-    """[M, N] product of queries and keys, STEP_D columns at a time.
-
-    Products of float32 without tensor cores hold both factors in registers, which whole rows would not fit in.
-    """
-    x_MN = tl.zeros([P.BLOCK_M, P.BLOCK_N], tl.float32)
-    for column in tl.range(0, P.PAD_D, P.STEP_D):
-        query_MS = load_queries(inputs, numbers, rows, column, P.STEP_D, P)
-        key_SN = load_keys(inputs.key, rows, start, column, P.BLOCK_N, P.D, P.STEP_D, True, MASKED, P.WIDE)
-        x_MN = tl.dot(query_MS, key_SN, x_MN, input_precision=P.DOT)
-    return x_MN
+def over_rows(value, P: tl.constexpr):
+    """A number for each row, to be spread over a tile of scores."""
+    if P.TRANSPOSED:
+        spread = value[None, :]
+    else:
+        spread = value[:, None]
+    return spread
 
 
 @triton.jit
-def tile_scores(query_MD, key_DN, inputs, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
-    """x [M, N] of keys start .. start + N - 1, -inf where hidden. MASKED False promises that nothing is hidden."""
-    if P.STEP_D == P.PAD_D:
-        x_MN = tl.dot(query_MD, key_DN, input_precision=P.DOT)
+def over_keys(value, P: tl.constexpr):
+    """A number for each key, to be spread over a tile of scores."""
+    if P.TRANSPOSED:
+        spread = value[:, None]
     else:
-        x_MN = product_in_steps(inputs, numbers, rows, start, MASKED, P)
-    x_MN = x_of_product(x_MN, numbers, P)
-    if MASKED:
-        column = tl.arange(0, P.BLOCK_N)[None, :]
-        if P.RIGHT:
-            hidden = column > (tl.minimum(rows.position + numbers.right, rows.keys - 1) - start)[:, None]
+        spread = value[None, :]
+    return spread
+
+
+@triton.jit
+def tile_dot(of_rows, of_keys, P: tl.constexpr):
+    """Tile of products of what rows [M, .] and keys ([., N], or [N, .] if TRANSPOSED) have."""
+    if P.TRANSPOSED:
+        product = tl.dot(of_keys, tl.trans(of_rows), input_precision=P.DOT)
+    else:
+        product = tl.dot(of_rows, of_keys, input_precision=P.DOT)
+    return product
+
+
+@triton.jit
+def product_in_steps(
+    of_rows, of_keys, sign, rows, start, DIM: tl.constexpr, PAD: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr
+):  # fmt: skip
+    """Tile of products of two arrays' rows, times `sign`, STEP_D columns at a time.
+
+    Products of float32 without tensor cores hold both factors in registers, which whole rows would not fit in.
+    """
+    STEP: tl.constexpr = min(P.STEP_D, PAD)
+    if P.TRANSPOSED:
+        product = tl.zeros([P.BLOCK_N, P.BLOCK_M], tl.float32)
+    else:
+        product = tl.zeros([P.BLOCK_M, P.BLOCK_N], tl.float32)
+    for column in tl.range(0, PAD, STEP):
+        row_MS = load_queries(of_rows, sign, rows, column, DIM, STEP, P)
+        key_SN = load_keys(of_keys, rows, start, column, P.BLOCK_N, DIM, STEP, not P.TRANSPOSED, MASKED, P.WIDE)
+        product += tile_dot(row_MS, key_SN, P)
+    return product
+
+
+@triton.jit
+def tile_product(query, key, inputs, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
+    """Products of queries [M, D], as `load_queries` gives them, and keys ([D, N], or [N, D] if TRANSPOSED)."""
+    if P.STEP_D < P.PAD_D:
+        product = product_in_steps(inputs.query, inputs.key, numbers.sign, rows, start, P.D, P.PAD_D, MASKED, P)
+    else:
+        product = tile_dot(query, key, P)
+    return product
+
+
+@triton.jit
+def hidden_from_rows(numbers, rows, start, P: tl.constexpr):
+    """[M, N] what lies past the keys or outside of the window, each row having one bound to compare with."""
+    column = tl.arange(0, P.BLOCK_N)[None, :]
+    if P.RIGHT:
+        hidden = column > (tl.minimum(rows.position + numbers.right, rows.keys - 1) - start)[:, None]
+    else:
+        hidden = column >= rows.keys - start
+    if P.LEFT:
+        hidden = hidden | (column < (rows.position - numbers.left - start)[:, None])
+    return hidden
+
+
+@triton.jit
+def hidden_from_keys(numbers, rows, start, P: tl.constexpr):
+    """[N, M] of the same, each key having one bound: a thread has many rows here and few keys."""
+    row, key = tl.arange(0, P.BLOCK_M)[None, :], start + tl.arange(0, P.BLOCK_N)
+    ahead = key - rows.first_position
+    if P.RIGHT:
+        hidden = row < tl.where(key < rows.keys, ahead - numbers.right, P.BLOCK_M)[:, None]
+    else:
+        hidden = (key >= rows.keys)[:, None]
+    if P.LEFT:
+        hidden = hidden | (row > (ahead + numbers.left)[:, None])
+    return hidden
+
+
+@triton.jit
+def with_mask(x, inputs, numbers, rows, start, P: tl.constexpr):
+    """(x with the bias of a floating mask, which of the tile is hidden)."""
+    column = over_keys(tl.arange(0, P.BLOCK_N), P)
+    if P.TRANSPOSED:
+        hidden = hidden_from_keys(numbers, rows, start, P)
+    else:
+        hidden = hidden_from_rows(numbers, rows, start, P)
+    if P.MASK != 0:
+        key = start + column
+        pointer = over_rows(mask_rows(inputs, rows), P) + key.to(tl.int64) * inputs.attn_mask.s3
+        entry = tl.load(pointer, mask=over_rows(rows.exists, P) & (key < rows.keys), other=0)
+        if P.MASK == 1:
+            hidden = hidden | (entry == 0)
         else:
-            hidden = column >= rows.keys - start
-        if P.LEFT:
-            hidden = hidden | (column < (rows.position - numbers.left - start)[:, None])
-        if P.MASK != 0:
-            key = start + column
-            pointer = mask_rows(inputs, rows)[:, None] + key.to(tl.int64) * inputs.attn_mask.s3
-            entry = tl.load(pointer, mask=rows.exists[:, None] & (key < rows.keys), other=0)
-            if P.MASK == 1:
-                hidden = hidden | (entry == 0)
-            else:
-                bias = entry.to(tl.float32)
-                hidden = hidden | (bias == float("-inf"))
-                x_MN += bias
-        x_MN = tl.where(hidden, float("-inf"), x_MN)
-    return x_MN
+            bias = entry.to(tl.float32)
+            hidden = hidden | (bias == float("-inf"))
+            x += bias
+    return x, hidden
+
+
+@triton.jit
+def tile_scores(query, key, inputs, numbers, rows, start, MASKED: tl.constexpr, P: tl.constexpr):
+    """x of keys start .. start + N - 1, -inf where hidden. MASKED False promises that nothing is hidden."""
+    x = x_of_product(tile_product(query, key, inputs, numbers, rows, start, MASKED, P), numbers, P)
+    if MASKED:
+        x, hidden = with_mask(x, inputs, numbers, rows, start, P)
+        x = tl.where(hidden, float("-inf"), x)
+    return x
 
 
 @triton.jit

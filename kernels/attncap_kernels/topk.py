@@ -61,7 +61,7 @@ def list_candidates(
     bound = tl.where(bound == float("-inf"), float("inf"), bound)  # rows that will be walked
     slot = part * list_rows.to(tl.int64) + here.statistic - first_row
     base = slot * CAPACITY
-    query_MD = load_queries(inputs, numbers, here, 0, P.PAD_D, P)
+    query_MD = load_queries(inputs.query, numbers.sign, here, 0, P.D, P.PAD_D, P)
     begin, whole_begin, whole_end, end = seen_part(numbers, here, part, P)
     count = tl.zeros([P.BLOCK_M], tl.int32)
     if P.LEFT or P.MASK != 0:
@@ -137,7 +137,7 @@ def select_candidates(
         doubtful = doubtful | (count > CAPACITY)
     walk = tl.max((doubtful & counts_row).to(tl.int32), 0)
 
-    query_MD = load_queries(inputs, numbers, here, 0, P.PAD_D, P)
+    query_MD = load_queries(inputs.query, numbers.sign, here, 0, P.D, P.PAD_D, P)
     best = no_candidates(KEPT, P)
     if walk == 0:
         found = tl.zeros([P.BLOCK_M], tl.int32)
