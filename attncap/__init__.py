@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from attncap import nn as nn  # not in __all__: a star import is not to hide torch's
 from attncap import tags
-from attncap.alarms import Alarm, AlarmError, AlarmWarning
 from attncap.api import attention, attention_varlen
 from attncap.capture import Capture, capture
 from attncap.dispatch import available_impls, last_impl
-from attncap.monitor import Monitor
+from attncap.monitor import Alarm, AlarmError, AlarmWarning, Monitor
 from attncap.sdpa import scaled_dot_product_attention
 from attncap.types import AttncapError, HeadStats, MissingExtraError, StatSpec, UnsupportedError
 

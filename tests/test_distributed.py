@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, distributed
-from torch import multiprocessing as processes
 from transformers import PreTrainedModel
 
 import attncap
 from attncap.accumulate import Accumulator
 from tests import maps, models
+from tests.two_processes import WORLD, found_by
 
-WORLD = 2
 # What each process does; the results are compared in the test, by name.
 KINDS = ("ddp", "ddp_inside", "fsdp1", "fsdp2", "tensor", "tensor_heads", "tensor_gathered", "transformers_plan")
 TRAINED = ("ddp", "fsdp2")
@@ -88,11 +84,8 @@ def wrapped(kind: str, mesh: Any) -> tuple[Any, Any, dict[str, Any]]:
     return model, model, options
 
 
-def work(rank: int, folder: str) -> None:
+def work(rank: int) -> dict[str, Any]:
     """One process: captures every kind of model, with a batch of its own where batches are spread."""
-    torch.set_num_threads(1)
-    rendezvous = f"file://{folder}/rendezvous"
-    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=WORLD)
     mesh = distributed.device_mesh.init_device_mesh("cpu", (WORLD,), mesh_dim_names=("tp",))
     found = {}
     for kind in KINDS:
@@ -106,18 +99,13 @@ def work(rank: int, folder: str) -> None:
         target, called, _ = wrapped(kind, mesh)
         cap, gradients = train(target, called, batches()[rank])
         found[f"{kind}_trained"] = (cap.layers, cap.accumulator.to_bytes(), gradients)
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    distributed.barrier()
-    distributed.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def found() -> list[dict[str, Any]]:
     """What each process found."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        processes.spawn(work, (folder,), nprocs=WORLD)
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return found_by(work)
 
 
 def merged(found: list[dict[str, Any]], kind: str) -> Accumulator:

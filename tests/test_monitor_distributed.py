@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, distributed, nn
-from torch import multiprocessing as processes
 
 import attncap
 from attncap import AlarmError, Monitor
 from tests.trainable import SPEC, Layer, Net, batch, captured, scaled
+from tests.two_processes import WORLD, found_by
 
-WORLD = 2
 KINDS = ("ddp", "ddp_inside", "fsdp1", "fsdp2")
 MICRO = 2  # forwards per step and process
 
@@ -127,25 +123,18 @@ def alarmed(rank: int) -> str:
     return ""
 
 
-def work(rank: int, folder: str) -> None:
+def work(rank: int) -> dict[str, Any]:
     """One process."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     mesh = distributed.device_mesh.init_device_mesh("cpu", (WORLD,))
     found: dict[str, Any] = {kind: trained(kind, rank, mesh) for kind in KINDS}
     found |= {"in_stages": in_stages(rank), "alarmed": alarmed(rank)}
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    distributed.barrier()
-    distributed.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def found() -> list[dict[str, Any]]:
     """What each process found."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        processes.spawn(work, (folder,), nprocs=WORLD)
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return found_by(work)
 
 
 def everything() -> attncap.Capture:

@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("dispatch", "ops", "autograd"),
     ("api", "sdpa", "mha", "nn"),
     ("tags", "capture", "adapters", "accumulate", "accumulate_io", "histogram", "moments", "row_sums", "row_sums_cpu"),
-    ("monitor", "alarms", "head_sums", "across", "trainer_callback"),
+    ("monitor",),
     ("store", "workers", "team", "corpus", "corpus_readers", "models", "progress"),
     ("report", "scan", "plan", "shards", "encode", "tables", "options", "ledger", "analysis", "doctor"),
     ("commands",),
@@ -128,7 +128,7 @@ def test_types_import_no_accelerator():
     [
         ("pyarrow", "from attncap.store import heads_bytes; heads_bytes([])", "scan"),
         ("jinja2", "from attncap.report import write_report; write_report('run', 'report.html')", "report"),
-        ("transformers", "import attncap.trainer_callback", "large"),
+        ("transformers", "import attncap.monitor.trainer_callback", "large"),
         ("matplotlib", "from attncap.report import write_figures; write_figures('run', 'figures')", "report"),
         ("rich", "from attncap.report import print_highlights; print_highlights('run')", "report"),
     ],

@@ -13,7 +13,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 import attncap
 from attncap import AlarmError
-from attncap.trainer_callback import MonitorCallback
+from attncap.monitor.trainer_callback import MonitorCallback
 from tests import models
 from tests.trainable import SPEC, scalars
 

@@ -2,7 +2,7 @@
 
 The capture lies around `evaluate`, so training itself keeps the model's own attention and its gradients. A callback
 would not do: Trainer calls none before an evaluation. For the steps of the training itself there is one,
-`attncap.trainer_callback.MonitorCallback`.
+`attncap.monitor.trainer_callback.MonitorCallback`.
 """
 
 import tempfile

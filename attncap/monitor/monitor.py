@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, distributed, nn
 
 from attncap.accumulate import Heads
-from attncap.across import Across
-from attncap.adapters import PREFILL, named_modules
-from attncap.alarms import SILENT, Alarm, Alarms, OnAlarm
+from attncap.adapters import named_modules
+from attncap.adapters.served import ServedCall
 from attncap.annotations import Annotations, FeatureFunction, TagFunction
 from attncap.capture import Capture
-from attncap.head_sums import COUNT, HIGH, NONFINITE, TOTAL, HeadSums
 from attncap.layers import Layers, checked_count
+from attncap.monitor.alarms import SILENT, Alarm, Alarms, OnAlarm
+from attncap.monitor.head_sums import COUNT, HIGH, NONFINITE, TOTAL, HeadSums
+from attncap.monitor.processes import Processes
 from attncap.types import HeadStats, StatSpec
 
 MAXIMUM = "max_logit"  # of the other statistics the mean over rows is of interest
@@ -109,7 +110,7 @@ class Monitor:
         bare = named_modules(model)[0][1]
         chosen = {"layers": layers, "tags": tags, "features": features, "importance": importance}
         self._tap = _Tap(bare, spec, evaluation, **chosen)
-        self._across = Across(process_group)
+        self._processes = Processes(process_group)
         self.steps = 0
         self._watches = False
         self._tap_is_open = False
@@ -176,7 +177,7 @@ class Monitor:
         out. NaN where nothing was counted and where a layer has fewer heads. Layers are in the order of `layers`. No
         alarm is looked for.
         """
-        sums = HeadSums.unpacked(*self._across.packed(self._tap.sums, self._device(), waits=False))
+        sums = HeadSums.unpacked(*self._processes.packed(self._tap.sums, self._device(), waits=False))
         values, lost = _results(sums)
         return values | _most(lost)
 
@@ -194,7 +195,7 @@ class Monitor:
             AlarmError: with on_alarm="raise". What a function given as `on_alarm` raises.
             ValueError: a threshold is of a statistic that was not captured.
         """
-        layout, *vectors = self._across.packed(self._tap.sums, self._device(), waits=True)
+        layout, *vectors = self._processes.packed(self._tap.sums, self._device(), waits=True)
         both, size = torch.cat(vectors).cpu(), len(vectors[0])
         added, highest = both[:size], both[size:]
         if not added.any():
@@ -202,7 +203,7 @@ class Monitor:
         sums = HeadSums.unpacked(layout, added, highest)
         values, lost = _results(sums)
         alarms = self._alarms.in_tables(sums.modules, values, lost, self.steps)
-        self._alarms.give(alarms, warns=self._across.is_first)
+        self._alarms.give(alarms, warns=self._processes.is_first)
         return _named(sums, values | _most(lost), heads)
 
     def write(self, writer: Writer, *, heads: bool = True) -> dict[str, float]:
@@ -223,7 +224,7 @@ class Monitor:
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the attention modules of the newest results: the rows of `tensors`."""
-        return tuple(dict.fromkeys(module for module, _, _ in self._across.layout(self._tap.sums)))
+        return tuple(dict.fromkeys(module for module, _, _ in self._processes.layout(self._tap.sums)))
 
     def state_dict(self) -> dict[str, Any]:
         """What was counted here, and `steps`: numbers, lists and tensors. Waits for the device.
@@ -274,19 +275,9 @@ class _Tap(Capture):
         """Tags and features of a batch."""
         return super().annotate(batch) if self._counts() else None
 
-    def record(
-        self,
-        module: str,
-        stats: HeadStats,
-        annotations: Annotations,
-        seen_keys: Tensor | None,
-        key_mask: Tensor | None,
-        phase: str = PREFILL,
-        *,
-        width: int,
-    ) -> None:
-        """Take the statistics of one call."""
-        super().record(module, stats, annotations, seen_keys, key_mask, phase, width=width)
+    def watch(self, module: str, call: ServedCall, out: Tensor, stats: HeadStats) -> None:
+        """See a call that was recorded."""
+        super().watch(module, call, out, stats)
         self.calls += 1
 
     def _add(

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from attncap.head_sums import Entry, HeadSums
+from attncap.monitor.head_sums import Entry, HeadSums
 
 
-class Across:
+class Processes:
     """The processes of a group, each of which has sums of its own.
 
     They first agree, once, on what there are sums of: processes may run different modules. After that the sums travel

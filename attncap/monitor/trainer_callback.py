@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attncap.extras import require
-from attncap.monitor import Monitor
+from attncap.monitor.monitor import Monitor
 
 require("transformers", "large")
 
