@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -162,11 +164,8 @@ def _documents(run: Run, loaded: LoadedModel, number: int) -> list[Encoded]:
     number = min(number, survey.documents)
     wanted = {place * survey.documents // number for place in range(number)}
     limits = [limit for limit in (loaded.max_tokens, run.scan["limits"]["max_tokens"]) if limit is not None]
-    shards, first = set(), 0
-    for index, count in enumerate(survey.shard_documents):
-        if wanted & set(range(first, first + count)):
-            shards.add(index)
-        first += count
+    ends = list(itertools.accumulate(survey.shard_documents))
+    shards = {bisect.bisect_right(ends, place) for place in wanted}
     found = []
     for shard in corpus.shards(survey, shards):
         sequences = encode(shard, loaded, min(limits, default=None)).sequences
