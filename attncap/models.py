@@ -119,14 +119,13 @@ def load_model(
             reads_images = hasattr(config, "num_channels") and not hasattr(config, "vocab_size")
             reader = transformers.AutoImageProcessor if reads_images else transformers.AutoTokenizer
             reader = reader.from_pretrained(place, local_files_only=local)
-            with _same_each_time():
-                model = transformers.AutoModel.from_pretrained(
-                    place,
-                    local_files_only=local,
-                    dtype=DTYPES[dtype],
-                    **(options or {}),
-                    **_distribution(tensor_parallel),
-                )
+            model = transformers.AutoModel.from_pretrained(
+                place,
+                local_files_only=local,
+                dtype=DTYPES[dtype],
+                **(options or {}),
+                **_distribution(tensor_parallel),
+            )
         except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
             refuse_interrupt(error)
             raise ModelError(f"{name}: cannot be loaded as a model of text or images ({_first_line(error)})") from error

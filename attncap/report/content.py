@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from attncap.analysis.patterns import HeadPattern, find_patterns
 from attncap.analysis.roles import RoleResult, find_roles
-from attncap.colours import DIVERGING_LIGHT, LIGHT, shade
 from attncap.report.findings import Contrast, Fact, facts_of, findings_of
 from attncap.report.glossary import PROBABILITY, Statistic, describe, display_rank
 from attncap.store import Run
@@ -129,12 +128,6 @@ def bounds_of(values: Grid, from_zero: bool, middle: bool = False) -> tuple[floa
     if from_zero:
         low = min(low, 0.0)
     return low, high if high > low else low + 1.0
-
-
-def colour_of(value: float, bounds: tuple[float, float], middle: bool = False) -> str:
-    """The colour of a number on a light page."""
-    low, high = bounds
-    return shade(DIVERGING_LIGHT if middle else LIGHT, (value - low) / (high - low))
 
 
 def _layers(table: pyarrow.Table) -> tuple[Layer, ...]:
