@@ -1,9 +1,13 @@
-// Our descriptors of operands against those that CuTe makes of the same tiles. Host code: shared memory starts at 0.
+// Descriptors, the swizzle and the places of fragments in registers, against what CuTe says of the same tiles.
+// Host code: shared memory starts at 0.
+#include <cute/atom/mma_traits_sm80.hpp>
 #include <cute/atom/mma_traits_sm90_gmma.hpp>
 #include <cute/tensor.hpp>
 
 #include "check.h"
 #include "cuda/descriptor.h"
+#include "model/copies.h"
+#include "model/fragments.h"
 
 namespace {
 
@@ -48,6 +52,43 @@ void check_mn_major() {
     }
 }
 
+// Where an element of panels [ROWS][64] lies.
+template <int ROWS, int COLUMNS>
+void check_swizzle() {
+    const auto layout = as_position_independent_swizzle_layout(
+        tile_to_shape(SM90::GMMA::Layout_K_SW128_Atom<Number>{}, Shape<Int<ROWS>, Int<COLUMNS>>{}));
+    for (int row = 0; row < ROWS; ++row) {
+        for (int column = 0; column < COLUMNS; ++column) {
+            const int64_t panel = column / kPanelColumns * ROWS * kRowBytes;
+            const int64_t ours = model::swizzled(panel + row * kRowBytes + column % kPanelColumns * 2);
+            check::that(ours == layout(row, column) * 2, "place", {double(row), double(column)});
+        }
+    }
+}
+
+// A layout of CuTe's gives row + ROWS * column of number i of a thread.
+template <int ROWS, class Layout, class Place>
+void check_fragment(const Layout& layout, int threads, int numbers, const Place& place) {
+    for (int thread = 0; thread < threads; ++thread) {
+        for (int i = 0; i < numbers; ++i) {
+            const model::Element ours = place(thread, i);
+            const int theirs = layout(thread, i);
+            check::that(ours.row + ROWS * ours.column == theirs, "place", {double(thread), double(i)});
+        }
+    }
+}
+
+model::Element number_of_a(int thread, int i) {
+    const model::Element pair = model::of_a(thread, i / 2);
+    return {pair.row, pair.column + i % 2};
+}
+
+// CuTe counts B as [columns][depth].
+model::Element number_of_b(int thread, int i) {
+    const model::Element pair = model::of_b(thread, i / 2);
+    return {pair.column, pair.row + i % 2};
+}
+
 }  // namespace
 
 int main() {
@@ -60,6 +101,15 @@ int main() {
         check_mn_major<64, 64>(), check_mn_major<128, 64>(), check_mn_major<192, 64>(), check_mn_major<256, 64>();
         check_mn_major<64, 128>(), check_mn_major<128, 128>(), check_mn_major<176, 128>(), check_mn_major<224, 128>();
         check_mn_major<64, 256>(), check_mn_major<80, 256>(), check_mn_major<128, 256>();
+    });
+    check::group("swizzle", [] { check_swizzle<64, 64>(), check_swizzle<176, 128>(), check_swizzle<80, 256>(); });
+    check::group("fragments", [] {
+        check_fragment<64>(SM90::GMMA::CLayout_64x256{}, 128, 128, model::accumulator);
+        check_fragment<64>(SM90::GMMA::ALayout_64x16{}, 128, 8, number_of_a);
+        using Warps = MMA_Traits<SM80_16x8x16_F32BF16BF16F32_TN>;
+        check_fragment<16>(Warps::CLayout{}, 32, 4, model::accumulator);
+        check_fragment<16>(Warps::ALayout{}, 32, 8, number_of_a);
+        check_fragment<8>(Warps::BLayout{}, 32, 4, number_of_b);
     });
     check::group("fields", [] {
         cute::GmmaDescriptor made(descriptor_bits(0x2a400, 0x5800, 0x400));
