@@ -28,11 +28,12 @@ struct Turns {
 template <typename C>
 ATTNCAP_DEVICE void ask_scores(float (&s)[C::KEYS / 2], const char* query, const char* key) {
     using Shared = SharedTiles<C>;
-#pragma unroll
+    const uint64_t rows = device::k_major(query), keys = device::k_major(key);
+ATTNCAP_UNROLL
     for (int step = 0; step < C::DIM / 16; ++step) {
         const int panel = step / 4, within = step % 4 * 32;
-        device::multiply<typename C::T, C::KEYS>(s, device::k_major(query + panel * Shared::QUERY_PANEL + within),
-                                                 device::k_major(key + panel * Shared::KEY_PANEL + within), step > 0);
+        device::multiply<typename C::T, C::KEYS>(s, device::advance(rows, panel * Shared::QUERY_PANEL + within),
+                                                 device::advance(keys, panel * Shared::KEY_PANEL + within), step > 0);
     }
     device::multiply_commit();
 }
@@ -40,11 +41,10 @@ ATTNCAP_DEVICE void ask_scores(float (&s)[C::KEYS / 2], const char* query, const
 // Adds the tile's values under the weights to the output.
 template <typename C>
 ATTNCAP_DEVICE void ask_values(float (&acc)[C::DIM / 2], const uint32_t (&weights)[C::KEYS / 16][4], const char* value) {
-    using Shared = SharedTiles<C>;
-#pragma unroll
+    const uint64_t values = device::mn_major(value, SharedTiles<C>::KEY_PANEL);
+ATTNCAP_UNROLL
     for (int step = 0; step < C::KEYS / 16; ++step)
-        device::multiply<typename C::T, C::DIM>(
-            acc, weights[step], device::mn_major(value + step * 16 * 128, Shared::KEY_PANEL), true);
+        device::multiply<typename C::T, C::DIM>(acc, weights[step], device::advance(values, step * 16 * 128), true);
     device::multiply_commit();
 }
 
@@ -54,15 +54,15 @@ ATTNCAP_DEVICE void attend(float (&s)[C::KEYS / 2], float (&factor)[2], Rows<C>&
                            const Block& block, const Walk& tiles, int tile, const ForwardParams& params) {
     const int start = tile * C::KEYS;
     if constexpr (C::SOFTCAP) cap_scores(s, params);
-    if (!tiles.whole(tile)) hide_unseen(s, rows, block, start, params, hidden_score(params.unit));
+    if (!tiles.whole(tile)) hide_unseen(s, rows, block, start, params);
     if constexpr (C::EVERYTHING) note_offsets(s, rows, block, start, params);
     float peak[2], group[2][TopK<C>::GROUPS];
-#pragma unroll
+ATTNCAP_UNROLL
     for (int r = 0; r < 2; ++r) {
-#pragma unroll
+ATTNCAP_UNROLL
         for (int g = 0; g < TopK<C>::GROUPS; ++g) {
             group[r][g] = s[Rows<C>::place(r, 8 * g)];
-#pragma unroll
+ATTNCAP_UNROLL
             for (int c = 8 * g + 1; c < 8 * g + 8; ++c) group[r][g] = larger(group[r][g], s[Rows<C>::place(r, c)]);
             peak[r] = g == 0 ? group[r][0] : larger(peak[r], group[r][g]);
         }
@@ -71,7 +71,7 @@ ATTNCAP_DEVICE void attend(float (&s)[C::KEYS / 2], float (&factor)[2], Rows<C>&
     if constexpr (C::TOPK) {
         if (params.topk > 0) candidates.collect(s, group, start, params.topk, tile == tiles.last);
     }
-#pragma unroll
+ATTNCAP_UNROLL
     for (int r = 0; r < 2; ++r) factor[r] = add_to_sums(s, rows, r, peak[r], start, params.unit);
     add_masses(s, rows, block, start, params);
 }
@@ -80,19 +80,19 @@ ATTNCAP_DEVICE void attend(float (&s)[C::KEYS / 2], float (&factor)[2], Rows<C>&
 template <typename C>
 ATTNCAP_DEVICE void rescale(float (&acc)[C::DIM / 2], const float (&factor)[2]) {
     if (!device::any(factor[0] != 1.0f || factor[1] != 1.0f)) return;
-#pragma unroll
+ATTNCAP_UNROLL
     for (int i = 0; i < C::DIM / 2; ++i) acc[i] *= factor[i / 2 % 2];
 }
 
 // Accumulators of scores are, pair by pair, the left factor's fragments of the next product.
 template <typename C>
 ATTNCAP_DEVICE void round_weights(uint32_t (&weights)[C::KEYS / 16][4], const float (&s)[C::KEYS / 2]) {
-#pragma unroll
+ATTNCAP_UNROLL
     for (int i = 0; i < C::KEYS / 4; ++i) weights[i / 4][i % 4] = device::pack<typename C::T>(s[2 * i], s[2 * i + 1]);
 }
 
 // One lane of each warp says that it reads a slot no more.
-ATTNCAP_DEVICE void release(uint64_t* empty) {
+ATTNCAP_DEVICE void release_slot(uint64_t* empty) {
     if (lane() == 0) device::barrier_arrive(empty);
 }
 
@@ -102,8 +102,7 @@ struct Consumer {
     SharedTiles<C>& shared;
     Turns turns;
     int warpgroup;
-    Turn<1> query_turn;
-    Turn<C::STAGES> key_turn, value_turn;
+    int blocks_done = 0, tiles_done = 0;  // tiles whose values are added
 
     ATTNCAP_DEVICE Consumer(const ForwardParams& params, SharedTiles<C>& shared, int warpgroup)
         : params(params), shared(shared), turns(warpgroup), warpgroup(warpgroup) {}
@@ -112,14 +111,14 @@ struct Consumer {
         for (int index = device::block(); index < params.schedule.size(); index += device::blocks()) {
             const Block block = params.schedule.at(index, C::ROWS);
             float acc[C::DIM / 2];
-#pragma unroll
+ATTNCAP_UNROLL
             for (int i = 0; i < C::DIM / 2; ++i) acc[i] = 0.0f;
             Rows<C> rows;
             TopK<C> candidates;
-            rows.begin(block, warpgroup, params.unit);
+            rows.begin(block, params.hidden);
             if constexpr (C::TOPK) {
                 const bool counts[2] = {place_of(rows, 0, block, params).counts, place_of(rows, 1, block, params).counts};
-                candidates.begin(params, counts, hidden_score(params.unit));
+                candidates.begin(params, counts);
             }
             const Walk tiles = walk(block, C::ROWS, C::KEYS, params.left, params.right);
             if (!tiles.empty()) attend_all(acc, rows, candidates, block, tiles);
@@ -133,44 +132,44 @@ private:
         const char* query = shared.query + warpgroup * 64 * 128;
         float s[C::KEYS / 2], factor[2];
         uint32_t weights[C::KEYS / 16][4];
-        device::barrier_wait(&shared.query_full, query_turn.parity);
-        wait_for_keys();
+        device::barrier_wait(&shared.query_full, Ring<1>::parity(blocks_done++));
+        wait(shared.key_full, tiles_done);
         device::pin(s);
         device::multiply_fence();
-        ask_scores<C>(s, query, shared.key[key_turn.slot]);
+        ask_scores<C>(s, query, shared.key[slot(tiles_done)]);
         device::multiply_wait<0>();
         device::pin(s);
-        release_keys();
+        release(shared.key_empty, tiles_done);
         attend(s, factor, rows, candidates, block, tiles, tiles.last, params);
         round_weights<C>(weights, s);
-        for (int tile = tiles.last - 1; tile >= tiles.first; --tile) {
-            wait_for_keys();
+        for (int tile = tiles.last - 1; tile >= tiles.first; --tile, ++tiles_done) {
+            wait(shared.key_full, tiles_done + 1);
             turns.wait();
             pin_all(acc, s, weights);
             device::multiply_fence();
-            ask_scores<C>(s, query, shared.key[key_turn.slot]);
-            wait_for_values();
-            ask_values<C>(acc, weights, shared.value[value_turn.slot]);
+            ask_scores<C>(s, query, shared.key[slot(tiles_done + 1)]);
+            wait(shared.value_full, tiles_done);
+            device::multiply_fence();
+            ask_values<C>(acc, weights, shared.value[slot(tiles_done)]);
             turns.pass();
             device::multiply_wait<1>();
             device::pin(s);
-            release_keys();
+            release(shared.key_empty, tiles_done + 1);
             attend(s, factor, rows, candidates, block, tiles, tile, params);
             device::multiply_wait<0>();
             pin_all(acc, s, weights);
-            release_values();
+            release(shared.value_empty, tiles_done);
             rescale<C>(acc, factor);
             round_weights<C>(weights, s);
         }
-        release(&shared.query_empty);
-        query_turn.next();
-        wait_for_values();
+        release_slot(&shared.query_empty);
+        wait(shared.value_full, tiles_done);
         pin_all(acc, s, weights);
         device::multiply_fence();
-        ask_values<C>(acc, weights, shared.value[value_turn.slot]);
+        ask_values<C>(acc, weights, shared.value[slot(tiles_done)]);
         device::multiply_wait<0>();
         device::pin(acc);
-        release_values();
+        release(shared.value_empty, tiles_done++);
     }
 
     // Registers that the tensor cores read or write stay where they are across an asking and its wait.
@@ -180,18 +179,14 @@ private:
         for (auto& fragment : weights) device::pin(fragment);
     }
 
-    ATTNCAP_DEVICE void wait_for_keys() { device::barrier_wait(&shared.key_full[key_turn.slot], key_turn.parity); }
-    ATTNCAP_DEVICE void wait_for_values() {
-        device::barrier_wait(&shared.value_full[value_turn.slot], value_turn.parity);
+    static ATTNCAP_DEVICE int slot(int number) { return Ring<C::STAGES>::slot(number); }
+
+    // Until tile `number` has arrived.
+    static ATTNCAP_DEVICE void wait(uint64_t (&full)[C::STAGES], int number) {
+        device::barrier_wait(&full[slot(number)], Ring<C::STAGES>::parity(number));
     }
-    ATTNCAP_DEVICE void release_keys() {
-        release(&shared.key_empty[key_turn.slot]);
-        key_turn.next();
-    }
-    ATTNCAP_DEVICE void release_values() {
-        release(&shared.value_empty[value_turn.slot]);
-        value_turn.next();
-    }
+
+    static ATTNCAP_DEVICE void release(uint64_t (&empty)[C::STAGES], int number) { release_slot(&empty[slot(number)]); }
 };
 
 template <typename C>
@@ -200,7 +195,7 @@ attention_forward(ATTNCAP_PARAM ForwardParams params) {
     auto& shared = *device::shared_memory<SharedTiles<C>>();
     if (device::thread() == 0) init_barriers(shared);
     device::sync_block();
-    const int warpgroup = device::thread() / 128;
+    const int warpgroup = device::shuffle(device::thread() / 128, 0);  // known to be one for the whole warp
     if (warpgroup == 0) {
         device::release_registers<LOADING_REGISTERS>();
         if (device::thread() == 0) produce(params, shared);

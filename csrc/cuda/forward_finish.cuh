@@ -13,7 +13,7 @@ struct Place {
 
 template <typename C>
 ATTNCAP_DEVICE Place place_of(const Rows<C>& rows, int r, const Block& block, const ForwardParams& params) {
-    const int row = block.first_row + rows.first_row + 8 * r;
+    const int row = block.first_row + rows.first_row() + 8 * r;
     Place place;
     place.exists = row < block.rows;
     place.at = (int64_t(block.batch) * params.schedule.heads + block.head) * params.total_rows + block.row0 + row;
@@ -61,12 +61,12 @@ ATTNCAP_DEVICE void write_statistics(const RowResult& result, float sink, float 
 template <typename C>
 ATTNCAP_DEVICE void write_offsets(const Rows<C>& rows, int r, float share, const Place& place,
                                   const ForwardParams& params) {
-#pragma unroll
+ATTNCAP_UNROLL
     for (int i = 0; i < MOST_OFFSETS; ++i) {
         if (i >= params.offsets) continue;
         const float x = quad_largest(rows.offset_x[r][i]);
-        const bool seen = place.counts && x > hidden_score(params.unit);
-        const float mass = seen ? power_of_two(fmaf(x, params.unit, -rows.reference[r])) * share : 0.0f;
+        const bool seen = place.counts && x > params.hidden;
+        const float mass = seen ? power_of_two(fmaf(x, params.unit, -rows.peak[r] * params.unit)) * share : 0.0f;
         if (place.exists && lane() % 4 == 0) params.offset_mass[place.at * params.offsets + i] = mass;
     }
 }
@@ -78,7 +78,7 @@ ATTNCAP_DEVICE void write_out(const float (&acc)[C::DIM / 2], int r, const RowRe
     const int64_t place = block.batch * params.out_stride[0] + block.head * params.out_stride[1] +
                           (block.row0 + row) * params.out_stride[2];
     char* out = params.out + 2 * (place + 2 * (lane() % 4));
-#pragma unroll
+ATTNCAP_UNROLL
     for (int j = 0; j < C::DIM / 8; ++j) {
         // Rows without a key share tiles with others, whose values may be no numbers.
         const float low = result.sees ? acc[4 * j + 2 * r] * result.share : 0.0f;
@@ -92,21 +92,21 @@ ATTNCAP_DEVICE void finish(const float (&acc)[C::DIM / 2], Rows<C>& rows, TopK<C
                            const ForwardParams& params) {
     const bool null_given = params.sink_logits != nullptr;
     const float null_bits = null_given ? params.sink_logits[block.head] * LOG2_E : 0.0f;
-#pragma unroll
+ATTNCAP_UNROLL
     for (int r = 0; r < 2; ++r) {
         const Place place = place_of(rows, r, block, params);
         const RowResult result =
-            finished(row_sums(rows, r), rows.peak[r], params.unit, params.score, null_given, null_bits);
+            finished(row_sums(rows, r), rows.peak[r], params.hidden, params.unit, params.score, null_given, null_bits);
         const float sink = quad_sum(rows.sink[r]), diagonal = quad_sum(rows.diagonal[r]);
         if (place.exists) {
-            write_out<C>(acc, r, result, block.first_row + rows.first_row + 8 * r, block, params);
+            write_out<C>(acc, r, result, block.first_row + rows.first_row() + 8 * r, block, params);
             if (lane() % 4 == 0) write_statistics<C>(result, sink, diagonal, place, params);
         }
         if constexpr (C::EVERYTHING) write_offsets(rows, r, result.share, place, params);
         if constexpr (C::TOPK) {
             if (params.topk > 0) {
                 const int64_t at = place.at * params.topk;
-                candidates.write(r, place.counts, params.unit, rows.reference[r], result.share, params.topk,
+                candidates.write(r, place.counts, params.unit, rows.peak[r] * params.unit, result.share, params.topk,
                                  place.exists ? params.topk_prob + at : nullptr, params.topk_index + at);
             }
         }

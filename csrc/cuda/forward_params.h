@@ -21,7 +21,8 @@ struct Forward {
 
     static constexpr int CONSUMERS = 2;  // warpgroups that each own 64 rows; one more loads
     static constexpr int ROWS = 64 * CONSUMERS, THREADS = 128 * (CONSUMERS + 1);
-    static constexpr int KEYS = DIM == 256 ? 64 : 128;
+    // As many keys a tile as leave registers for the statistics (benchmarks/gate_cuda shows spills).
+    static constexpr int KEYS = DIM == 256 ? 64 : DIM == 128 && LEVEL != Level::plain ? 96 : 128;
     static constexpr int STAGES = DIM == 64 ? 4 : 2;
     static constexpr int PANELS = DIM / 64;  // of 64 columns, the width of a swizzled row
 
@@ -46,6 +47,7 @@ struct ForwardParams {
     int left, right;  // keys seen before and after a row's position, UNLIMITED where all are
     float unit;       // bits that a step of 1 in x is worth: x is the product of query and key, or the capped score
     float score;      // what a step of 1 in x is worth
+    float hidden;     // hidden_score(unit)
     float softcap, scale_by_cap;
 
     int sink, diagonal, topk, offsets;  // keys of the sink; the diagonal's reach; k; number of offsets

@@ -16,11 +16,10 @@ template <typename C>
 struct Rows {
     static constexpr int COLUMNS = C::KEYS / 4;  // of a row, in a thread
 
-    int first_row;       // of the two, within the block; the other is 8 further
-    int64_t position;    // of the first
-    float peak[2], reference[2];
+    int position;  // of the first of the two; the other is 8 further
+    float peak[2];
     RowSums sums[2];
-    float sink[2], diagonal[2];       // relative to the reference
+    float sink[2], diagonal[2];       // relative to the peak, as the sums are
     float offset_x[2][MOST_OFFSETS];  // scores of the keys at the offsets
 
     // The place of score (r, c) among the accumulators, and its column less that of the thread's first.
@@ -30,12 +29,13 @@ struct Rows {
     // The key of a thread's first column in a tile that starts at `start`.
     static ATTNCAP_DEVICE int first_key(int start) { return start + 2 * (lane() % 4); }
 
-    ATTNCAP_DEVICE void begin(const Block& block, int warpgroup, float unit) {
-        first_row = 64 * warpgroup + 16 * (device::thread() % 128 / 32) + lane() / 4;
-        position = block.first_position() + first_row;
+    // Of the two, within the block.
+    static ATTNCAP_DEVICE int first_row() { return 16 * (device::thread() / 32 - 4) + lane() / 4; }
+
+    ATTNCAP_DEVICE void begin(const Block& block, float hidden) {
+        position = block.first_position() + first_row();
         for (int r = 0; r < 2; ++r) {
-            peak[r] = hidden_score(unit);
-            reference[r] = peak[r] * unit;
+            peak[r] = hidden;
             sums[r] = RowSums{};
             sink[r] = diagonal[r] = 0.0f;
             for (int i = 0; i < MOST_OFFSETS; ++i) offset_x[r][i] = peak[r];
@@ -61,12 +61,9 @@ ATTNCAP_DEVICE float quad_sum(float x) {
 
 template <int N>
 ATTNCAP_DEVICE void cap_scores(float (&s)[N], const ForwardParams& params) {
-#pragma unroll
+ATTNCAP_UNROLL
     for (int i = 0; i < N; ++i) s[i] = soft_capped(s[i], params.scale_by_cap, params.softcap);
 }
-
-// A column bound that lies past every column on the same side as `key` does.
-ATTNCAP_DEVICE int near_column(int64_t key) { return int(key < -1 ? -1 : key > (1 << 20) ? (1 << 20) : key); }
 
 // Columns of one row within a tile from `low` to `high`, counted from the thread's first.
 struct Band {
@@ -75,37 +72,31 @@ struct Band {
     ATTNCAP_DEVICE bool holds(int column) const { return column >= low && column <= high; }
 };
 
-ATTNCAP_DEVICE Band band(int64_t first_key, int64_t last_key, int tile_key) {
-    return {near_column(first_key - tile_key), near_column(last_key - tile_key)};
-}
-
-// Scores of keys that rows do not see become `hidden`.
+// Scores of keys that rows do not see become the hidden one.
 template <typename C>
 ATTNCAP_DEVICE void hide_unseen(float (&s)[C::KEYS / 2], const Rows<C>& rows, const Block& block, int start,
-                                const ForwardParams& params, float hidden) {
+                                const ForwardParams& params) {
     const int key = Rows<C>::first_key(start);
-#pragma unroll
+ATTNCAP_UNROLL
     for (int r = 0; r < 2; ++r) {
-        const int64_t position = rows.position + 8 * r, last = position + params.right;
-        const int64_t first = params.left >= UNLIMITED ? 0 : position - params.left;
-        const Band seen = band(first, last < block.keys - 1 ? last : block.keys - 1, key);
-#pragma unroll
+        const int position = rows.position + 8 * r, last = position + params.right;
+        const Band seen = {position - params.left - key, (last < block.keys ? last : block.keys - 1) - key};
+ATTNCAP_UNROLL
         for (int c = 0; c < Rows<C>::COLUMNS; ++c)
-            if (!seen.holds(Rows<C>::column(c))) s[Rows<C>::place(r, c)] = hidden;
+            if (!seen.holds(Rows<C>::column(c))) s[Rows<C>::place(r, c)] = params.hidden;
     }
 }
 
 // Scores become 2^t, t their bits less the new peak's, and join the sums of row r; the factor of the sums before.
 template <typename C>
 ATTNCAP_DEVICE float add_to_sums(float (&s)[C::KEYS / 2], Rows<C>& rows, int r, float tile_peak, int start, float unit) {
-    rows.peak[r] = larger(rows.peak[r], tile_peak);
-    const float reference = rows.peak[r] * unit;
-    const Rescaling by = rescaling(rows.reference[r], reference);
-    rows.reference[r] = reference;
+    const float peak = larger(rows.peak[r], tile_peak), reference = peak * unit;
+    const Rescaling by = rescaling(rows.peak[r] * unit, reference);
+    rows.peak[r] = peak;
     // Two chains of sums, for one would wait for its own additions.
     RowSums sums[2] = {rescaled(rows.sums[r], by), RowSums{}};
-    const float ahead = float(int(rows.position + 8 * r - Rows<C>::first_key(start)));
-#pragma unroll
+    const float ahead = float(rows.position + 8 * r - Rows<C>::first_key(start));
+ATTNCAP_UNROLL
     for (int c = 0; c < Rows<C>::COLUMNS; ++c) {
         float& x = s[Rows<C>::place(r, c)];
         RowSums& into = sums[c % 2];
@@ -131,7 +122,7 @@ ATTNCAP_DEVICE float add_to_sums(float (&s)[C::KEYS / 2], Rows<C>& rows, int r, 
 template <typename C>
 ATTNCAP_DEVICE float mass_of_band(const float (&s)[C::KEYS / 2], int r, const Band& band) {
     float mass = 0.0f;
-#pragma unroll
+ATTNCAP_UNROLL
     for (int c = 0; c < Rows<C>::COLUMNS; ++c)
         mass += band.holds(Rows<C>::column(c)) ? s[Rows<C>::place(r, c)] : 0.0f;
     return mass;
@@ -139,8 +130,8 @@ ATTNCAP_DEVICE float mass_of_band(const float (&s)[C::KEYS / 2], int r, const Ba
 
 // Whether keys start .. start + KEYS - 1 hold one from `first` to `last`.
 template <typename C>
-ATTNCAP_DEVICE bool touches(int start, int64_t first, int64_t last) {
-    return last >= start && first < int64_t(start) + C::KEYS;
+ATTNCAP_DEVICE bool touches(int start, int first, int last) {
+    return last >= start && first < start + C::KEYS;
 }
 
 // Sink and diagonal, from the tiles that hold them. `s` holds 2^t.
@@ -148,17 +139,16 @@ template <typename C>
 ATTNCAP_DEVICE void add_masses(const float (&s)[C::KEYS / 2], Rows<C>& rows, const Block& block, int start,
                                const ForwardParams& params) {
     const int key = Rows<C>::first_key(start);
-    const int64_t first = block.first_position(), last = first + C::ROWS - 1;
+    const int first = block.first_position(), last = first + C::ROWS - 1;
     if (start < params.sink) {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) rows.sink[r] += mass_of_band<C>(s, r, band(0, params.sink - 1, key));
+ATTNCAP_UNROLL
+        for (int r = 0; r < 2; ++r) rows.sink[r] += mass_of_band<C>(s, r, {-key, params.sink - 1 - key});
     }
     if (params.diagonal >= 0 && touches<C>(start, first - params.diagonal, last + params.diagonal)) {
-#pragma unroll
+ATTNCAP_UNROLL
         for (int r = 0; r < 2; ++r) {
-            const int64_t position = rows.position + 8 * r;
-            rows.diagonal[r] +=
-                mass_of_band<C>(s, r, band(position - params.diagonal, position + params.diagonal, key));
+            const int ahead = rows.position + 8 * r - key;
+            rows.diagonal[r] += mass_of_band<C>(s, r, {ahead - params.diagonal, ahead + params.diagonal});
         }
     }
 }
@@ -167,19 +157,18 @@ ATTNCAP_DEVICE void add_masses(const float (&s)[C::KEYS / 2], Rows<C>& rows, con
 template <typename C>
 ATTNCAP_DEVICE void note_offsets(const float (&s)[C::KEYS / 2], Rows<C>& rows, const Block& block, int start,
                                  const ForwardParams& params) {
-    const int64_t first = block.first_position();
-#pragma unroll
+    const int first = block.first_position(), key = Rows<C>::first_key(start);
+ATTNCAP_UNROLL
     for (int i = 0; i < MOST_OFFSETS; ++i) {
         if (i >= params.offsets) continue;
-        const int64_t offset = params.offset[i];
+        const int offset = params.offset[i];
         if (!touches<C>(start, first + offset, first + C::ROWS - 1 + offset)) continue;
-#pragma unroll
+ATTNCAP_UNROLL
         for (int r = 0; r < 2; ++r) {
-            const int64_t key = rows.position + 8 * r + offset;
-            const Band wanted = band(key, key, Rows<C>::first_key(start));
-#pragma unroll
+            const int wanted = rows.position + 8 * r + offset - key;
+ATTNCAP_UNROLL
             for (int c = 0; c < Rows<C>::COLUMNS; ++c)
-                if (wanted.holds(Rows<C>::column(c))) rows.offset_x[r][i] = s[Rows<C>::place(r, c)];
+                if (Rows<C>::column(c) == wanted) rows.offset_x[r][i] = s[Rows<C>::place(r, c)];
         }
     }
 }

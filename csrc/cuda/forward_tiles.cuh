@@ -2,7 +2,7 @@
 //
 // Keys and values pass through rings of STAGES tiles. A slot is full when its bytes have arrived, and empty when every
 // consumer warp has said that it reads it no more. Producer and consumers walk the same blocks and tiles in the same
-// order, so that a running number names a slot and the parity of its turn.
+// order, so that a running number names a slot and its turn.
 #pragma once
 
 #include "cuda/forward_params.h"
@@ -20,17 +20,13 @@ struct SharedTiles {
     uint64_t key_full[C::STAGES], key_empty[C::STAGES], value_full[C::STAGES], value_empty[C::STAGES];
 };
 
-// A running number of tiles through a ring.
+// Where tile `number` of all that pass through a ring of a power of two of slots goes, and the parity of its turn.
 template <int STAGES>
-struct Turn {
-    int slot = 0, parity = 0;
+struct Ring {
+    static_assert((STAGES & (STAGES - 1)) == 0, "a power of two");
 
-    ATTNCAP_DEVICE void next() {
-        if (++slot == STAGES) {
-            slot = 0;
-            parity ^= 1;
-        }
-    }
+    static ATTNCAP_DEVICE int slot(int number) { return number & (STAGES - 1); }
+    static ATTNCAP_DEVICE int parity(int number) { return number / STAGES & 1; }
 };
 
 template <typename C>
@@ -64,22 +60,21 @@ ATTNCAP_DEVICE void produce(const ForwardParams& params, SharedTiles<C>& shared)
     device::prefetch(&params.query);
     device::prefetch(&params.key);
     device::prefetch(&params.value);
-    Turn<C::STAGES> turn;
-    Turn<1> query_turn;
+    int tiles_done = 0, blocks_done = 0;
     for (int index = device::block(); index < params.schedule.size(); index += device::blocks()) {
         const Block block = params.schedule.at(index, C::ROWS);
         const Walk tiles = walk(block, C::ROWS, C::KEYS, params.left, params.right);
         if (tiles.empty()) continue;
         fill<C::PANELS, Shared::QUERY_PANEL>(params.query, &shared.query_empty, &shared.query_full, shared.query,
-                                             query_turn.parity, block.row0 + block.first_row, block.head, block.batch);
-        query_turn.next();
+                                             Ring<1>::parity(blocks_done++), block.row0 + block.first_row, block.head, block.batch);
         const int head = block.head / params.group;
-        for (int tile = tiles.last; tile >= tiles.first; --tile, turn.next()) {
-            const int row = block.key0 + tile * C::KEYS, slot = turn.slot;
+        for (int tile = tiles.last; tile >= tiles.first; --tile, ++tiles_done) {
+            const int slot = Ring<C::STAGES>::slot(tiles_done), parity = Ring<C::STAGES>::parity(tiles_done);
+            const int row = block.key0 + tile * C::KEYS;
             fill<C::PANELS, Shared::KEY_PANEL>(params.key, &shared.key_empty[slot], &shared.key_full[slot],
-                                               shared.key[slot], turn.parity, row, head, block.batch);
+                                               shared.key[slot], parity, row, head, block.batch);
             fill<C::PANELS, Shared::KEY_PANEL>(params.value, &shared.value_empty[slot], &shared.value_full[slot],
-                                               shared.value[slot], turn.parity, row, head, block.batch);
+                                               shared.value[slot], parity, row, head, block.batch);
         }
     }
 }

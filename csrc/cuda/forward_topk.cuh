@@ -6,7 +6,7 @@
 namespace attncap {
 
 ATTNCAP_DEVICE Candidate quad_first(Candidate candidate) {
-#pragma unroll
+ATTNCAP_UNROLL
     for (int mask = 1; mask <= 2; mask *= 2) {
         const Candidate other = {device::shuffle_xor(candidate.score, mask), device::shuffle_xor(candidate.key, mask)};
         if (precedes(other, candidate)) candidate = other;
@@ -25,13 +25,13 @@ struct TopK {
 
     ATTNCAP_DEVICE CandidateList list(int r) const { return {entries + 32 * r, 64, count[r]}; }
 
-    ATTNCAP_DEVICE void begin(const ForwardParams& params, const bool (&counts)[2], float hidden) {
+    ATTNCAP_DEVICE void begin(const ForwardParams& params, const bool (&counts)[2]) {
         const int warp = device::thread() / 32 - 4;
         entries = params.lists + device::block() * list_entries<C>() + warp * 64 * C::CAPACITY + lane();
         for (int r = 0; r < 2; ++r) {
-            best[r].clear(hidden);
-            // The least that is above `hidden`, which is negative.
-            bound[r] = counts[r] ? float_of(bits_of(hidden) - 1) : infinity();
+            best[r].clear(params.hidden);
+            // The least that is above the hidden score, which is negative.
+            bound[r] = counts[r] ? float_of(bits_of(params.hidden) - 1) : infinity();
             count[r] = 0;
         }
     }
@@ -41,15 +41,15 @@ struct TopK {
                                 bool first) {
         if (C::FEW > 0 && first) bound_by_groups(group);
         bool mine = false;
-#pragma unroll
+ATTNCAP_UNROLL
         for (int r = 0; r < 2; ++r)
-#pragma unroll
+ATTNCAP_UNROLL
             for (int g = 0; g < GROUPS; ++g) mine = mine || group[r][g] >= bound[r];
         if (!device::any(mine)) return;
         if (device::any(larger_count() > C::CAPACITY - Rows<C>::COLUMNS)) cut(topk);
-#pragma unroll
+ATTNCAP_UNROLL
         for (int r = 0; r < 2; ++r) {
-#pragma unroll
+ATTNCAP_UNROLL
             for (int g = 0; g < GROUPS; ++g)
                 if (group[r][g] >= bound[r]) append_group(s, r, g, start);
             if (C::FEW > 0) bound[r] = larger(bound[r], quad_smallest(best[r].least()));
@@ -76,10 +76,10 @@ private:
 
     // Before the first scores are taken: each group's largest is a score of its own, so that they bound too.
     ATTNCAP_DEVICE void bound_by_groups(const float (&group)[2][GROUPS]) {
-#pragma unroll
+ATTNCAP_UNROLL
         for (int r = 0; r < 2; ++r) {
             auto largest = best[r];
-#pragma unroll
+ATTNCAP_UNROLL
             for (int g = 0; g < GROUPS; ++g) largest.add(group[r][g]);
             bound[r] = larger(bound[r], quad_smallest(largest.least()));
         }
@@ -87,7 +87,7 @@ private:
 
     ATTNCAP_DEVICE void append_group(const float (&s)[C::KEYS / 2], int r, int group, int start) {
         CandidateList own = list(r);
-#pragma unroll
+ATTNCAP_UNROLL
         for (int c = 8 * group; c < 8 * group + 8; ++c) {
             const float x = s[Rows<C>::place(r, c)];
             if (!(x >= bound[r])) continue;  // nor what is no number
@@ -99,7 +99,7 @@ private:
 
     // Leaves of each row's candidates its top k so far.
     ATTNCAP_DEVICE void cut(int topk) {
-#pragma unroll
+ATTNCAP_UNROLL
         for (int r = 0; r < 2; ++r) {
             CandidateList own = list(r);
             Candidate last = {infinity(), -1};

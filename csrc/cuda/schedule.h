@@ -7,14 +7,16 @@
 
 namespace attncap {
 
-constexpr int UNLIMITED = 1 << 30;  // a side of a window; positions stay below it
+// Rows, keys and query offsets stay within this, so that 32 bits hold a position less a key, or plus an offset.
+constexpr int MOST_POSITION = 1 << 28;
+constexpr int UNLIMITED = 1 << 30;  // a side of a window, or an offset, that reaches past every key
 
 // Rows of one head: `first_row` and `rows` are of the block's own sequence, whose rows and keys begin at `row0`, `key0`.
 struct Block {
     int batch, head, first_row;
     int row0, rows, key0, keys, offset;
 
-    ATTNCAP_INLINE int64_t first_position() const { return int64_t(first_row) + offset; }
+    ATTNCAP_INLINE int first_position() const { return first_row + offset; }
 };
 
 // Blocks of ROWS rows of every head in the order they are taken: under a causal mask later rows, which see more keys,
@@ -55,13 +57,12 @@ struct Walk {
 
 // `left` and `right` are the keys seen before and after a row's own position.
 ATTNCAP_INLINE Walk walk(const Block& block, int block_rows, int size, int left, int right) {
-    const int64_t first_position = block.first_position();
+    const int first_position = block.first_position();
     const int last_row = block.first_row + block_rows < block.rows ? block.first_row + block_rows - 1 : block.rows - 1;
-    const int64_t last_position = int64_t(last_row) + block.offset;
-    const auto clamped = [&](int64_t key) { return int(key < 0 ? 0 : key > block.keys ? block.keys : key); };
-    const bool unlimited = left >= UNLIMITED;
-    const int begin = unlimited ? 0 : clamped(first_position - left), end = clamped(last_position + right + 1);
-    const int whole_begin = unlimited ? 0 : clamped(last_position - left), whole_end = clamped(first_position + right + 1);
+    const int last_position = last_row + block.offset;
+    const auto clamped = [&](int key) { return key < 0 ? 0 : key > block.keys ? block.keys : key; };
+    const int begin = clamped(first_position - left), end = clamped(last_position + right + 1);
+    const int whole_begin = clamped(last_position - left), whole_end = clamped(first_position + right + 1);
     if (begin >= end) return {0, -1, 0, -1};
     return {begin / size, (end - 1) / size, (whole_begin + size - 1) / size, whole_end / size - 1};
 }

@@ -52,12 +52,13 @@ struct RowResult {
     float share = 0.0f;  // what a sum of 2^t times something is multiplied by to become a sum over probabilities
 };
 
-// The row of sums over all its keys. `score` is what a step of 1 in x is worth; `null_bits`, the bits of the outcome
+// The row of sums over all its keys. `hidden` stands for keys it does not see, `score` is what a step of 1 in x is worth; `null_bits`, the bits of the outcome
 // without a key, counts if `null_given`.
-ATTNCAP_INLINE RowResult finished(RowSums sums, float peak, float unit, float score, bool null_given, float null_bits) {
+ATTNCAP_INLINE RowResult finished(RowSums sums, float peak, float hidden, float unit, float score, bool null_given,
+                                  float null_bits) {
     RowResult row;
     row.lse = -infinity();
-    row.sees = peak > hidden_score(unit);
+    row.sees = peak > hidden;
     if (!row.sees) {
         row.max_logit = -infinity();
         return row;
