@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from attncap import qualification
-from attncap.types import UnsupportedError
+from attncap.types import StatSpec, UnsupportedError
+from attncap.validation import Extras
 
 IMPLS = ("reference", "cpu", "triton", "cuda")
 _OF_DEVICE = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
@@ -37,8 +38,8 @@ def kernel_hash() -> str | None:
     return _C.source_hash
 
 
-def choose(impl: Any, query: Tensor, value: Tensor) -> str:
-    """The implementation for this call. One asked for by name never falls back: it serves or raises.
+def choose(impl: Any, query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Extras) -> str:
+    """The implementation for this call, whose arguments are checked. One asked for by name never falls back: it serves or raises.
 
     Raises:
         TypeError, ValueError: `impl` is not one of the names.
@@ -49,8 +50,9 @@ def choose(impl: Any, query: Tensor, value: Tensor) -> str:
         raise TypeError(f"impl: expected a name, got {type(impl).__name__}")
     if impl != "auto" and impl not in IMPLS:
         raise ValueError(f"impl: expected one of {', '.join(IMPLS)} or auto, got {impl!r}")
-    chosen = _automatic(query, value) if impl == "auto" else impl
-    lacks = _lacks(chosen, query, value)
+    call = (query, key, value, spec, extras)
+    chosen = _automatic(*call) if impl == "auto" else impl
+    lacks = _lacks(chosen, *call)
     if lacks is not None:
         raise UnsupportedError(f"impl={chosen!r} cannot serve this call: {lacks}")
     if not torch.compiler.is_compiling():
@@ -58,10 +60,10 @@ def choose(impl: Any, query: Tensor, value: Tensor) -> str:
     return chosen
 
 
-def _automatic(query: Tensor, value: Tensor) -> str:
+def _automatic(query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Extras) -> str:
     """The C++ kernels on the CPU, the fastest qualified ones on a GPU, where they serve; else the reference."""
     device = query.device.type
-    lacks = {name: _lacks(name, query, value) for name in _OF_DEVICE.get(device, ())}
+    lacks = {name: _lacks(name, query, key, value, spec, extras) for name in _OF_DEVICE.get(device, ())}
     serving = tuple(name for name, lack in lacks.items() if lack is None)
     if not serving:
         if not torch.compiler.is_compiling():
@@ -95,7 +97,7 @@ def _warn_of_unqualified(impl: str, index: int | None) -> None:
     warnings.warn(f"attncap takes kernels that are not qualified here: {why}; see `attncap doctor`", stacklevel=6)
 
 
-def _lacks(impl: str, query: Tensor, value: Tensor) -> str | None:
+def _lacks(impl: str, query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Extras) -> str | None:
     availability = _availability(impl)
     if availability != "yes":
         return availability
@@ -105,12 +107,16 @@ def _lacks(impl: str, query: Tensor, value: Tensor) -> str | None:
         from attncap_kernels.call import lacks
 
         return lacks(query, value)
+    if impl == "cuda":
+        from attncap import cuda
+
+        return cuda.lacks(query, key, value, spec, extras)
     return None
 
 
 def _availability(impl: str) -> str:
-    known = {"reference": lambda: "yes", "cpu": _cpu_availability, "triton": _triton_availability}
-    return known[impl]() if impl in known else f"attncap has no {impl} kernels yet"
+    known = {"cpu": _cpu_availability, "triton": _triton_availability, "cuda": _cuda_availability}
+    return known[impl]() if impl in known else "yes"
 
 
 def _cpu_availability() -> str:
@@ -135,3 +141,14 @@ def _triton_availability() -> str:
     if not torch.cuda.is_available() and not plans.INTERPRETED:
         return "torch sees no GPU here (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, for tests)"
     return "yes"
+
+
+def _cuda_availability() -> str:
+    availability = _cpu_availability()
+    if availability != "yes":
+        return availability
+    from attncap import _C
+
+    if _C.cuda_lacks:
+        return f"attncap is built without CUDA kernels: {_C.cuda_lacks}"
+    return "yes" if torch.cuda.is_available() else "torch sees no GPU here"
