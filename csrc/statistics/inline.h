@@ -1,0 +1,10 @@
+// Functions that the host and the device compile alike: the same text serves the CPU, the GPU and the model of a CTA.
+#pragma once
+
+#if defined(__CUDACC__)
+#define ATTNCAP_INLINE __host__ __device__ __forceinline__
+#define ATTNCAP_UNROLL _Pragma("unroll")
+#else
+#define ATTNCAP_INLINE inline
+#define ATTNCAP_UNROLL
+#endif
