@@ -39,7 +39,7 @@ def kernel_hash() -> str | None:
 
 
 def choose(impl: Any, query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Extras) -> str:
-    """The implementation for this call, whose arguments are checked. One asked for by name never falls back: it serves or raises.
+    """The implementation for this call of checked arguments. One asked for by name never falls back: it serves or raises.
 
     Raises:
         TypeError, ValueError: `impl` is not one of the names.
@@ -52,9 +52,9 @@ def choose(impl: Any, query: Tensor, key: Tensor, value: Tensor, spec: StatSpec,
         raise ValueError(f"impl: expected one of {', '.join(IMPLS)} or auto, got {impl!r}")
     call = (query, key, value, spec, extras)
     chosen = _automatic(*call) if impl == "auto" else impl
-    lacks = _lacks(chosen, *call)
-    if lacks is not None:
-        raise UnsupportedError(f"impl={chosen!r} cannot serve this call: {lacks}")
+    why = lacks(chosen, *call)
+    if why is not None:
+        raise UnsupportedError(f"impl={chosen!r} cannot serve this call: {why}")
     if not torch.compiler.is_compiling():
         _last_impl = chosen
     return chosen
@@ -63,11 +63,11 @@ def choose(impl: Any, query: Tensor, key: Tensor, value: Tensor, spec: StatSpec,
 def _automatic(query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Extras) -> str:
     """The C++ kernels on the CPU, the fastest qualified ones on a GPU, where they serve; else the reference."""
     device = query.device.type
-    lacks = {name: _lacks(name, query, key, value, spec, extras) for name in _OF_DEVICE.get(device, ())}
-    serving = tuple(name for name, lack in lacks.items() if lack is None)
+    lacking = {name: lacks(name, query, key, value, spec, extras) for name in _OF_DEVICE.get(device, ())}
+    serving = tuple(name for name, why in lacking.items() if why is None)
     if not serving:
         if not torch.compiler.is_compiling():
-            _warn_of_reference(next(iter(lacks.values()), None) or f"it has no kernels for {device}")
+            _warn_of_reference(next(iter(lacking.values()), None) or f"it has no kernels for {device}")
         return "reference"
     return (
         serving[0] if device == "cpu" else _on_gpu(serving, query.device.index, max(query.shape[-1], value.shape[-1]))
@@ -97,16 +97,17 @@ def _warn_of_unqualified(impl: str, index: int | None) -> None:
     warnings.warn(f"attncap takes kernels that are not qualified here: {why}; see `attncap doctor`", stacklevel=6)
 
 
-def _lacks(impl: str, query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Extras) -> str | None:
+def lacks(impl: str, query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Extras) -> str | None:
+    """What keeps an implementation from serving a call, or None."""
     availability = _availability(impl)
     if availability != "yes":
         return availability
     if impl == "cpu" and query.device.type != "cpu":
         return f"it serves tensors on the cpu, got {query.device}"
     if impl == "triton":
-        from attncap_kernels.call import lacks
+        from attncap_kernels import call as triton_call
 
-        return lacks(query, value)
+        return triton_call.lacks(query, value)
     if impl == "cuda":
         from attncap import cuda
 

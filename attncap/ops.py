@@ -198,7 +198,7 @@ def _launch_backward(
     impl: str, call: Call, out: Tensor, stats: HeadStats, upstream: Upstream, gradients: Gradients
 ) -> None:
     """Fill `gradients` for a call that `impl` computed."""
-    if impl == "triton" or (impl == "cuda" and dispatch.lacks("triton", call) is None):
+    if impl == "triton" or (impl == "cuda" and _triton_serves(call)):
         from attncap_kernels import launch_backward
 
         launch_backward.backward(call, out, stats, upstream, gradients)
@@ -210,6 +210,10 @@ def _launch_backward(
         from attncap import gradients as in_torch
 
         in_torch.attention(call, out, stats, upstream, gradients)
+
+
+def _triton_serves(call: Call) -> bool:
+    return dispatch.lacks("triton", call.query, call.key, call.value, call.spec, call.extras) is None
 
 
 def _dense_call(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> tuple[Call, str]:
