@@ -1,7 +1,6 @@
-"""Build of the C++ extension; the metadata stands in pyproject.toml.
+"""Build of the C++ and CUDA extension; the metadata stands in pyproject.toml.
 
-Environment:
-    ATTNCAP_CUDA        0 never builds CUDA kernels, 1 insists on them; by default they are built where nvcc is found.
+Environment, besides what building/nvcc.py reads for CUDA:
     ATTNCAP_BUILD_JOBS  files compiled at once (2).
     ATTNCAP_SANITIZE    sanitizers to compile with, as in -fsanitize= (address,undefined).
 """
@@ -9,9 +8,11 @@ Environment:
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
-import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))
+
+from building import nvcc  # noqa: E402
+from building.stale import compile_stale  # noqa: E402
 
 # One translation unit per instruction set, chosen at run time: a source whose name ends with the key is
 # compiled with these flags besides the common ones. Never -march=native (the build must run on other
@@ -36,12 +41,14 @@ FLAGS_BY_SUFFIX = {
 # Sums that must have the bits of torch's operators: a multiplication and an addition stay two.
 EXACT_SOURCES = ("row_sums",)
 EXACT_FLAGS = ("-ffp-contract=off",)
+MODULE, CUDA_BINDINGS = "csrc/bindings/module.cpp", "csrc/bindings/cuda.cpp"
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 NO_COMPILER = """
-attncap's CPU kernels need a C++17 compiler with OpenMP (g++ 9 or newer), and compiling them failed:
+attncap's kernels need a C++17 compiler with OpenMP (g++ 9 or newer), and compiling them failed:
     {error}
 Install one (Debian, Ubuntu: apt-get install g++), or name it in CXX, and install attncap again.
+With ATTNCAP_CUDA=0 the kernels for GPUs, which nvcc compiles, are left out.
 """
 
 
@@ -62,26 +69,28 @@ def sanitizer_flags() -> list[str]:
     return flags if sanitizers else []
 
 
-def cuda_sources() -> list[str]:
-    """CUDA sources that join the extension; `BuildExtension` compiles what is listed here."""
-    wish = os.environ.get("ATTNCAP_CUDA", "")
-    if wish not in ("", "0", "1"):
-        raise SystemExit(f"ATTNCAP_CUDA: expected 0 or 1, got {wish!r}")
-    sources = relative("csrc/cuda/*.cu")
-    if wish == "1" and not sources:
-        raise SystemExit("ATTNCAP_CUDA=1: this version of attncap has no CUDA kernels")
-    if wish == "1" and shutil.which("nvcc") is None:
-        raise SystemExit("ATTNCAP_CUDA=1: nvcc was not found on PATH")
-    return sources if wish != "0" and shutil.which("nvcc") else []
-
-
-def source_hash() -> str:
+def source_hash(*patterns: str, also: str = "") -> str:
     """Names the kernels' sources: results are only compared or continued between equal ones."""
     digest = hashlib.sha256()
-    for source in relative("csrc/**/*"):
+    for source in relative(*patterns):
         if (ROOT / source).is_file():
             digest.update(source.encode() + b"\0" + (ROOT / source).read_bytes() + b"\0")
+    digest.update(also.encode())
     return digest.hexdigest()[:16]
+
+
+def defines_for(source: str) -> list[str]:
+    """What the module says of its own build. Other sources know nothing of it, or each would be compiled anew."""
+    if source != MODULE:
+        return []
+    toolkit = nvcc.toolkit()
+    texts = {"SOURCE_HASH": source_hash("csrc/**/*")}
+    if isinstance(toolkit, str):
+        texts["CUDA_LACKS"] = toolkit
+    else:
+        texts["CUDA"] = "yes"
+        texts["CUDA_HASH"] = source_hash("csrc/cuda/*", "csrc/statistics/*", "csrc/problem.h", also=toolkit.version)
+    return [f"-DATTNCAP_{name}={json.dumps(text)}" for name, text in texts.items()]
 
 
 def relative(*patterns: str) -> list[str]:
@@ -90,15 +99,32 @@ def relative(*patterns: str) -> list[str]:
 
 
 class BuildExtension(build_ext):
-    """build_ext with flags per source, and a message that helps where there is no compiler."""
+    """build_ext with flags per source, nvcc for CUDA, nothing compiled twice, and a message where there is no compiler."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # An editable install would put objects where the next one does not find them.
+        if self.inplace or self.editable_mode:
+            self.build_temp = str(ROOT / "build" / f"objects-{sys.implementation.cache_tag}")
 
     def build_extensions(self) -> None:
         compile_one = self.compiler._compile
+        self.compiler.src_extensions.append(".cu")
 
         def compile_with_flags(
             obj: str, src: str, ext: str, cc_args: list[str], extra_postargs: list[str], pp_opts: list[str]
         ) -> None:
-            compile_one(obj, src, ext, cc_args, [*extra_postargs, *flags_for(src)], pp_opts)
+            def run(command: list[str]) -> None:
+                options = command[len(fixed) :]
+                compile_one(obj, src, ext, cc_args, [*extra_postargs, *options], pp_opts)
+
+            if ext == ".cu":
+                toolkit = nvcc.toolkit()
+                assert isinstance(toolkit, nvcc.Toolkit)
+                compile_stale(Path(obj), toolkit.command(src, obj, pp_opts), lambda command: run_nvcc(command, obj))
+                return
+            fixed = [*self.compiler.compiler_so, *cc_args, src, *extra_postargs]
+            compile_stale(Path(obj), [*fixed, *flags_for(src), *defines_for(src)], run)
 
         self.compiler._compile = compile_with_flags
         try:
@@ -107,19 +133,32 @@ class BuildExtension(build_ext):
             raise SystemExit(NO_COMPILER.format(error=error)) from error
 
 
+def run_nvcc(command: list[str], obj: str) -> None:
+    """Compile; what ptxas reports of every kernel is kept beside the object."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    report = done.stdout + done.stderr
+    Path(f"{obj}.report").write_text(report)
+    if done.returncode != 0:
+        raise CCompilerError(f"{' '.join(command)}\n{report}")
+
+
 def extension() -> Any:
     """attncap._C: raw pointers in, raw pointers out; it neither links nor includes torch."""
+    toolkit = nvcc.toolkit()
+    has_cuda = isinstance(toolkit, nvcc.Toolkit)
+    # Templates of the standard library may be compiled in several files; the linker keeps the first, which must be one
+    # that runs on every processor.
+    sources = sorted(relative("csrc/bindings/*.cpp", "csrc/cpu/*.cpp"), key=flags_for)
+    # CUDA's come first of all: they take the longest.
+    sources = relative("csrc/cuda/*.cu") + sources if has_cuda else [one for one in sources if one != CUDA_BINDINGS]
     return Pybind11Extension(
         "attncap._C",
-        # Templates of the standard library may be compiled in several files; the linker keeps the first, which must
-        # be one that runs on every processor.
-        sources=[*sorted(relative("csrc/bindings.cpp", "csrc/cpu/*.cpp"), key=flags_for), *cuda_sources()],
-        # Any of these being newer than the library builds it again.
-        depends=["setup.py", *relative("csrc/**/*.h", "csrc/**/*.hpp", "csrc/**/*.inl", "csrc/**/*.cuh")],
+        sources=sources,
+        # Any of these being newer than the library builds what it is part of again.
+        depends=["setup.py", *relative("building/*.py", *(f"csrc/**/*.{ending}" for ending in ("h", "hpp", "inl", "cuh")))],
         include_dirs=["csrc"],
-        define_macros=[("ATTNCAP_SOURCE_HASH", f'"{source_hash()}"')],
         extra_compile_args=[*COMMON_FLAGS, *sanitizer_flags()],
-        extra_link_args=["-fopenmp", *sanitizer_flags()],
+        extra_link_args=["-fopenmp", *sanitizer_flags(), *(toolkit.link_flags() if has_cuda else [])],
     )
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence as Rows
 
 source_hash: str  # of csrc/, as it was compiled
+cuda_hash: str  # of the CUDA kernels' part of it and their compiler; "" without them
+cuda_lacks: str  # why there are no CUDA kernels; "" with them
 
 class Array:
     def __init__(self, data: int, dtype: str, strides: Rows[int]) -> None: ...

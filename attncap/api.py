@@ -92,7 +92,7 @@ def attention(
         key_tags=key_tags,
         key_features=key_features,
     )
-    chosen = dispatch.choose(impl, query, value)
+    chosen = dispatch.choose(impl, query, key, value, spec, extras)
     out, stats, _ = run(query, key, value, spec, options, extras, chosen)
     return out, stats
 
@@ -171,7 +171,7 @@ def attention_varlen(
     )
     if len(bounds_q) == 1:  # no sequence at all: one empty sequence gives the empty tensors
         bounds_q, bounds_k = [0, 0], [0, 0]
-    chosen = dispatch.choose(impl, query, value)
+    chosen = dispatch.choose(impl, query, key, value, spec, extras)
     if chosen == "reference":
         return reference.attention_varlen(query, key, value, bounds_q, bounds_k, spec, options, extras)
     from attncap import ops

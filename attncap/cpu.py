@@ -1,29 +1,18 @@
-"""Launcher of the C++ kernels: describes a call to attncap._C by pointers and strides, and runs it."""
+"""Launcher of the C++ kernels for the CPU."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from attncap import _C
+from attncap.native import described, problem_of
 from attncap.types import HeadStats
 from attncap.validation import Call, Gradients, Upstream
 
-_Record = TypeVar("_Record", _C.Problem, _C.Upstream, _C.Gradients)
-
-_DTYPE_NAMES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-    torch.bool: "bool",
-    torch.int32: "int32",
-}
 _INT32_MAX = 2**31 - 1
 
 # OpenMP's pool does not survive a fork: its threads stay with the parent, and a child that wants them waits for ever.
@@ -63,11 +52,19 @@ def backward(call: Call, out: Tensor, stats: HeadStats, upstream: Upstream, grad
         views = sums | {"attn_mask": sums["attn_mask"].expand(*call.query.shape[:3], call.key.shape[2])}
     call = _with_32_bit_tags(call)
     _C.backward(
-        _problem(call, out, stats), _described(_C.Upstream(), vars(upstream)), _described(_C.Gradients(), views)
+        _problem(call, out, stats),
+        described(_C, _C.Upstream(), vars(upstream)),
+        described(_C, _C.Gradients(), views),
     )
     for name, tensor in wanted.items():
         if sums[name] is not tensor:
             tensor.copy_(sums[name])
+
+
+def _problem(call: Call, out: Tensor, stats: HeadStats) -> _C.Problem:
+    problem: _C.Problem = problem_of(_C, call, out, stats)
+    problem.threads = 1 if _forked else torch.get_num_threads()
+    return problem
 
 
 def _summable(gradient: Tensor, compute: torch.dtype) -> Tensor:
@@ -75,56 +72,6 @@ def _summable(gradient: Tensor, compute: torch.dtype) -> Tensor:
     if gradient.dtype == compute and (gradient.dim() < 3 or gradient.stride(-1) == 1):
         return gradient
     return torch.zeros(gradient.shape, dtype=compute)
-
-
-def _problem(call: Call, out: Tensor, stats: HeadStats) -> _C.Problem:
-    """A call with the tensors of its outputs; what it points at must outlive it."""
-    query, key, value = call.query, call.key, call.value
-    spec, options, extras = call.spec, call.options, call.extras
-    problem = _C.Problem()
-    problem.heads, problem.key_heads = query.shape[1], key.shape[1]
-    problem.key_dim, problem.value_dim = query.shape[3], value.shape[3]
-    problem.sequences = [_C.Sequence(*sequence) for sequence in call.sequences]
-    problem.threads = 1 if _forked else torch.get_num_threads()
-    problem.scale, problem.softcap, problem.causal = options.scale, options.softcap, options.causal
-    problem.window_left, problem.window_right = options.window
-    problem.entropy, problem.max, problem.distance = spec.entropy, spec.max, spec.distance
-    problem.collision, problem.received = spec.collision, spec.received
-    problem.sink, problem.topk, problem.offsets = spec.sink, spec.topk, list(spec.offsets)
-    problem.diagonal = -1 if spec.diagonal is None else spec.diagonal
-
-    problem.tags = 0 if extras.query_tags is None else extras.query_tags.shape[0]
-    problem.features = 0 if extras.key_features is None else extras.key_features.shape[-1]
-    inputs = {
-        "query": query,
-        "key": key,
-        "value": value,
-        "attn_mask": extras.attn_mask,
-        "sink_logits": extras.sink_logits,
-        "query_mask": extras.query_mask,
-        "query_tags": extras.query_tags,
-        "key_tags": extras.key_tags,
-        "key_features": extras.key_features,
-    }
-    outputs = {"out": out} | {_OUTPUT_FIELDS.get(name, name): tensor for name, tensor in stats.items()}
-    return _described(problem, inputs | outputs)
-
-
-def _described(record: _Record, tensors: Mapping[str, Tensor | None]) -> _Record:
-    """The record with the arrays of the tensors that are there and not empty."""
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.numel() > 0:
-            setattr(record, name, array_of(tensor))
-    return record
-
-
-# Statistics whose switch has their name already.
-_OUTPUT_FIELDS = {"entropy": "entropy_out", "collision": "collision_out", "distance": "distance_out"}
-
-
-def array_of(tensor: Tensor) -> _C.Array:
-    """A tensor as the kernels read it; it must outlive the call."""
-    return _C.Array(tensor.data_ptr(), _DTYPE_NAMES[tensor.dtype], list(tensor.stride()))
 
 
 def _with_32_bit_tags(call: Call) -> Call:

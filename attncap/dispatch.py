@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from attncap import qualification
-from attncap.types import UnsupportedError
+from attncap.types import StatSpec, UnsupportedError
+from attncap.validation import Extras
 
 IMPLS = ("reference", "cpu", "triton", "cuda")
 _OF_DEVICE = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
@@ -37,8 +38,8 @@ def kernel_hash() -> str | None:
     return _C.source_hash
 
 
-def choose(impl: Any, query: Tensor, value: Tensor) -> str:
-    """The implementation for this call. One asked for by name never falls back: it serves or raises.
+def choose(impl: Any, query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Extras) -> str:
+    """The implementation for this call of checked arguments. One asked for by name never falls back: it serves or raises.
 
     Raises:
         TypeError, ValueError: `impl` is not one of the names.
@@ -49,23 +50,24 @@ def choose(impl: Any, query: Tensor, value: Tensor) -> str:
         raise TypeError(f"impl: expected a name, got {type(impl).__name__}")
     if impl != "auto" and impl not in IMPLS:
         raise ValueError(f"impl: expected one of {', '.join(IMPLS)} or auto, got {impl!r}")
-    chosen = _automatic(query, value) if impl == "auto" else impl
-    lacks = _lacks(chosen, query, value)
-    if lacks is not None:
-        raise UnsupportedError(f"impl={chosen!r} cannot serve this call: {lacks}")
+    call = (query, key, value, spec, extras)
+    chosen = _automatic(*call) if impl == "auto" else impl
+    why = lacks(chosen, *call)
+    if why is not None:
+        raise UnsupportedError(f"impl={chosen!r} cannot serve this call: {why}")
     if not torch.compiler.is_compiling():
         _last_impl = chosen
     return chosen
 
 
-def _automatic(query: Tensor, value: Tensor) -> str:
+def _automatic(query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Extras) -> str:
     """The C++ kernels on the CPU, the fastest qualified ones on a GPU, where they serve; else the reference."""
     device = query.device.type
-    lacks = {name: _lacks(name, query, value) for name in _OF_DEVICE.get(device, ())}
-    serving = tuple(name for name, lack in lacks.items() if lack is None)
+    lacking = {name: lacks(name, query, key, value, spec, extras) for name in _OF_DEVICE.get(device, ())}
+    serving = tuple(name for name, why in lacking.items() if why is None)
     if not serving:
         if not torch.compiler.is_compiling():
-            _warn_of_reference(next(iter(lacks.values()), None) or f"it has no kernels for {device}")
+            _warn_of_reference(next(iter(lacking.values()), None) or f"it has no kernels for {device}")
         return "reference"
     return (
         serving[0] if device == "cpu" else _on_gpu(serving, query.device.index, max(query.shape[-1], value.shape[-1]))
@@ -95,22 +97,27 @@ def _warn_of_unqualified(impl: str, index: int | None) -> None:
     warnings.warn(f"attncap takes kernels that are not qualified here: {why}; see `attncap doctor`", stacklevel=6)
 
 
-def _lacks(impl: str, query: Tensor, value: Tensor) -> str | None:
+def lacks(impl: str, query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Extras) -> str | None:
+    """What keeps an implementation from serving a call, or None."""
     availability = _availability(impl)
     if availability != "yes":
         return availability
     if impl == "cpu" and query.device.type != "cpu":
         return f"it serves tensors on the cpu, got {query.device}"
     if impl == "triton":
-        from attncap_kernels.call import lacks
+        from attncap_kernels import call as triton_call
 
-        return lacks(query, value)
+        return triton_call.lacks(query, value)
+    if impl == "cuda":
+        from attncap import cuda
+
+        return cuda.lacks(query, key, value, spec, extras)
     return None
 
 
 def _availability(impl: str) -> str:
-    known = {"reference": lambda: "yes", "cpu": _cpu_availability, "triton": _triton_availability}
-    return known[impl]() if impl in known else f"attncap has no {impl} kernels yet"
+    known = {"cpu": _cpu_availability, "triton": _triton_availability, "cuda": _cuda_availability}
+    return known[impl]() if impl in known else "yes"
 
 
 def _cpu_availability() -> str:
@@ -135,3 +142,14 @@ def _triton_availability() -> str:
     if not torch.cuda.is_available() and not plans.INTERPRETED:
         return "torch sees no GPU here (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, for tests)"
     return "yes"
+
+
+def _cuda_availability() -> str:
+    availability = _cpu_availability()
+    if availability != "yes":
+        return availability
+    from attncap import _C
+
+    if _C.cuda_lacks:
+        return f"attncap is built without CUDA kernels: {_C.cuda_lacks}"
+    return "yes" if torch.cuda.is_available() else "torch sees no GPU here"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attncap import autograd
+from attncap import autograd, dispatch
 from attncap.types import STATISTIC_NAMES, HeadStats, StatSpec
 from attncap.validation import Call, Extras, Gradients, Options, Upstream
 
@@ -184,6 +184,10 @@ def _launch(impl: str, call: Call, out: Tensor, stats: HeadStats) -> None:
         from attncap_kernels import launch
 
         launch.attention(call, out, stats)
+    elif impl == "cuda":
+        from attncap import cuda
+
+        cuda.attention(call, out, stats)
     else:
         from attncap import cpu
 
@@ -194,7 +198,7 @@ def _launch_backward(
     impl: str, call: Call, out: Tensor, stats: HeadStats, upstream: Upstream, gradients: Gradients
 ) -> None:
     """Fill `gradients` for a call that `impl` computed."""
-    if impl == "triton":
+    if impl == "triton" or (impl == "cuda" and _triton_serves(call)):
         from attncap_kernels import launch_backward
 
         launch_backward.backward(call, out, stats, upstream, gradients)
@@ -206,6 +210,10 @@ def _launch_backward(
         from attncap import gradients as in_torch
 
         in_torch.attention(call, out, stats, upstream, gradients)
+
+
+def _triton_serves(call: Call) -> bool:
+    return dispatch.lacks("triton", call.query, call.key, call.value, call.spec, call.extras) is None
 
 
 def _dense_call(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, *rest: Any) -> tuple[Call, str]:

@@ -20,6 +20,7 @@ from attncap.models import LoadedModel, ModelError
 from attncap.shards import Work
 from attncap.store import RUN_FORMAT
 from attncap.types import StatSpec, UnsupportedError
+from attncap.validation import Extras
 
 DEFAULT_TAGS = ("induction", "duplicate", "special_tokens")
 TAG_NAMES = (*DEFAULT_TAGS, "segment")
@@ -129,11 +130,19 @@ def make_plan(
             "transformers": require("transformers", "scan").__version__,
             "python": platform.python_version(),
         },
-        "impl": dispatch.choose("auto", *(torch.empty(1, 1, 1, 1, dtype=dtype, device=work.device),) * 2),
+        "impl": _implementation(work, dtype),
         "counts": {"empty_documents": survey.empty, "failed_documents": survey.failed},
         "progress": {},
         "heads_sha256": None,
     }
+
+
+def _implementation(work: Work, dtype: torch.dtype) -> str:
+    """What auto takes for a plain call of the model's layers, which decides the bits of the results."""
+    config, heads = work.loaded.model.config, work.loaded.heads
+    head_dim = getattr(config, "head_dim", None) or max(1, getattr(config, "hidden_size", heads) // heads)
+    tensor = torch.empty(1, 1, 1, head_dim, dtype=dtype, device=work.device)
+    return dispatch.choose("auto", tensor, tensor, tensor, work.spec, Extras())
 
 
 def identity(scan_json: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,8 +33,17 @@ def triton_hash() -> str:
     return digest.hexdigest()[:16]
 
 
+def cuda_hash() -> str:
+    """Names the sources and the compiler of the CUDA kernels that are built; "" where none are."""
+    try:
+        from attncap import _C
+    except ImportError:
+        return ""
+    return _C.cuda_hash
+
+
 # How the sources of each implementation that can be qualified are named.
-HASHES: dict[str, Callable[[], str]] = {"triton": triton_hash}
+HASHES: dict[str, Callable[[], str]] = {"triton": triton_hash, "cuda": cuda_hash}
 
 
 @functools.cache

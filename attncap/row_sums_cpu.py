@@ -31,7 +31,7 @@ def serves(rows: RowValues) -> bool:
 def add(statistics: Sequence[RowValues], members: Mapping[str, list[int] | None], numbers: Sequence[int]) -> None:
     """As `attncap.row_sums.add`."""
     from attncap import _C
-    from attncap.cpu import array_of
+    from attncap.native import array_of
 
     batch, _, rows = statistics[0].values.shape
     group_of = {place: group for group, places in members.items() for place in places or range(batch)}
@@ -39,7 +39,7 @@ def add(statistics: Sequence[RowValues], members: Mapping[str, list[int] | None]
     for one in statistics:
         moments = {group: _C.Moments(*_addresses(state)) for group, state in one.states.items()}
         of_sequences = [moments[group_of[place]] for place in range(batch)]
-        described.append(_C.RowValues(array_of(one.values), array_of(one.counted), of_sequences, one.signed))
+        described.append(_C.RowValues(array_of(_C, one.values), array_of(_C, one.counted), of_sequences, one.signed))
     _C.add_rows(described, batch, rows, list(numbers))
 
 

@@ -31,7 +31,7 @@ HEAVY = (
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "extras", "claims", "parts", "colours", "display"),
     ("validation",),
-    ("reference", "gradients", "cpu", "qualification", "annotations", "layers", "_C"),
+    ("reference", "gradients", "native", "cpu", "cuda", "qualification", "annotations", "layers", "_C"),
     ("dispatch", "ops", "autograd"),
     ("api", "sdpa", "mha", "nn"),
     ("tags", "capture", "adapters", "accumulate", "accumulate_io", "histogram", "moments", "row_sums", "row_sums_cpu"),

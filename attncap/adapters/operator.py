@@ -18,7 +18,7 @@ from torch import Tensor
 from attncap import api, autograd, dispatch, ops, validation
 from attncap.adapters.served import ServedCall
 from attncap.annotations import Annotations
-from attncap.types import UnsupportedError
+from attncap.types import StatSpec, UnsupportedError
 
 
 class Server(Protocol):
@@ -166,7 +166,7 @@ def _served_backward(number: int, *arguments: Any) -> list[Tensor]:
     if server is not None:
         server.saw_gradient(call, out, derivative)
     extras = validation.check_extras(call.query, call.key, attn_mask=call.attn_mask, sink_logits=call.sink_logits)
-    impl = dispatch.choose("auto", call.query, call.value)
+    impl = dispatch.choose("auto", call.query, call.key, call.value, StatSpec.none(), extras)
     found = ops.backward_of_out(
         call.query, call.key, call.value, call.options, extras, impl, out, lse, derivative, wanted
     )

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "cpu/problem.h"
+#include "problem.h"
 #include "cpu/simd.h"
 
 namespace attncap {

@@ -3,7 +3,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/problem.h"
+#include "cpu/dispatch.h"
 #include "cpu/row_sums.h"
 
 namespace attncap {

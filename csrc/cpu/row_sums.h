@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/problem.h"
+#include "problem.h"
 
 namespace attncap {
 

@@ -1,7 +1,7 @@
 // The rows that one task computes. A lane is one row of one head; lanes of a head are neighbours.
 #pragma once
 
-#include "cpu/problem.h"
+#include "problem.h"
 #include "cpu/tiles.h"
 
 namespace attncap {

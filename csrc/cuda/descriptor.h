@@ -32,8 +32,11 @@ ATTNCAP_INLINE constexpr uint64_t mn_major_bits(uint32_t address, int panel_byte
     return descriptor_bits(address, panel_bytes, kGroupBytes);
 }
 
-// The same operand `bytes` further on: 32 for the next 16 of K of k_major, 16 rows for those of mn_major.
-ATTNCAP_INLINE constexpr uint64_t advance(uint64_t descriptor, int bytes) { return descriptor + uint64_t(bytes >> 4); }
+// The same operand `bytes` further on: 32 for the next 16 of K of k_major, 16 rows for those of mn_major. The address
+// does not leave its bits, so that the upper half stays as it is and costs no instruction.
+ATTNCAP_INLINE constexpr uint64_t advance(uint64_t descriptor, int bytes) {
+    return (descriptor & 0xffffffff00000000) | uint32_t(uint32_t(descriptor) + uint32_t(bytes >> 4));
+}
 
 }  // namespace device
 }  // namespace attncap

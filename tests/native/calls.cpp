@@ -9,7 +9,7 @@
 #include <string>
 #include <thread>
 
-#include "cpu/problem.h"
+#include "cpu/dispatch.h"
 
 using attncap::Array;
 using attncap::DType;

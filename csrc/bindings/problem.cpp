@@ -1,22 +1,15 @@
-// attncap._C: descriptions of a call, and the call. Nothing here links torch; tensors arrive as pointers and strides.
-#include <pybind11/pybind11.h>
+// A call's description in Python. Its classes belong to the module that binds them, so that several modules can.
+#include "problem.h"
+
 #include <pybind11/stl.h>
 
-#include <cstdlib>
+#include <utility>
 
-#include "cpu/problem.h"
-#include "cpu/row_sums.h"
+#include "bindings/bindings.h"
 
 namespace py = pybind11;
-using attncap::Array;
-using attncap::DType;
-using attncap::Gradients;
-using attncap::Moments;
-using attncap::Problem;
-using attncap::RowValues;
-using attncap::Sequence;
-using attncap::Upstream;
 
+namespace attncap {
 namespace {
 
 Array make_array(uintptr_t data, const std::string& dtype, const std::vector<int64_t>& strides) {
@@ -36,22 +29,14 @@ Array make_array(uintptr_t data, const std::string& dtype, const std::vector<int
     throw std::invalid_argument("dtype: expected one that the kernels read, got " + dtype);
 }
 
-// Read while the interpreter's lock is held, for Python may change the environment.
-std::string wanted_isa() {
-    const char* isa = std::getenv("ATTNCAP_CPU_ISA");
-    return isa ? isa : "";
-}
-
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
-    m.doc() = "attncap's compiled kernels; called by attncap.cpu.";
-    m.attr("source_hash") = ATTNCAP_SOURCE_HASH;
-    py::class_<Array>(m, "Array").def(py::init(&make_array), py::arg("data"), py::arg("dtype"), py::arg("strides"));
-    py::class_<Sequence>(m, "Sequence")
+void bind_problem(py::module_& m) {
+    py::class_<Array>(m, "Array", py::module_local()).def(py::init(&make_array), py::arg("data"), py::arg("dtype"), py::arg("strides"));
+    py::class_<Sequence>(m, "Sequence", py::module_local())
         .def(py::init<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>(), py::arg("batch"), py::arg("row0"),
              py::arg("rows"), py::arg("key0"), py::arg("keys"), py::arg("offset"));
-    py::class_<Problem>(m, "Problem")
+    py::class_<Problem>(m, "Problem", py::module_local())
         .def(py::init<>())
 #define ATTNCAP_FIELD(name) .def_readwrite(#name, &Problem::name)
             ATTNCAP_FIELD(heads) ATTNCAP_FIELD(key_heads) ATTNCAP_FIELD(key_dim) ATTNCAP_FIELD(value_dim)
@@ -71,7 +56,7 @@ PYBIND11_MODULE(_C, m) {
                                                                     ATTNCAP_FIELD(topk_prob) ATTNCAP_FIELD(topk_index)
                                                                         ATTNCAP_FIELD(received_mass);
 #undef ATTNCAP_FIELD
-    py::class_<Upstream>(m, "Upstream")
+    py::class_<Upstream>(m, "Upstream", py::module_local())
         .def(py::init<>())
 #define ATTNCAP_FIELD(name) .def_readwrite(#name, &Upstream::name)
             ATTNCAP_FIELD(out) ATTNCAP_FIELD(lse) ATTNCAP_FIELD(max_logit) ATTNCAP_FIELD(entropy)
@@ -79,53 +64,12 @@ PYBIND11_MODULE(_C, m) {
                     ATTNCAP_FIELD(null_mass) ATTNCAP_FIELD(offset_mass) ATTNCAP_FIELD(tag_mass)
                         ATTNCAP_FIELD(feature_mass) ATTNCAP_FIELD(topk_prob) ATTNCAP_FIELD(received_mass);
 #undef ATTNCAP_FIELD
-    py::class_<Gradients>(m, "Gradients")
+    py::class_<Gradients>(m, "Gradients", py::module_local())
         .def(py::init<>())
 #define ATTNCAP_FIELD(name) .def_readwrite(#name, &Gradients::name)
             ATTNCAP_FIELD(query) ATTNCAP_FIELD(key) ATTNCAP_FIELD(value) ATTNCAP_FIELD(attn_mask)
                 ATTNCAP_FIELD(sink_logits) ATTNCAP_FIELD(key_features);
 #undef ATTNCAP_FIELD
-    m.def(
-        "attention",
-        [](const Problem& problem) {
-            const std::string isa = wanted_isa();
-            py::gil_scoped_release release;
-            attncap::attention(problem, isa.c_str());
-        },
-        py::arg("problem"), "Runs one call on the CPU.");
-    m.def(
-        "backward",
-        [](const Problem& problem, const Upstream& upstream, const Gradients& gradients) {
-            const std::string isa = wanted_isa();
-            py::gil_scoped_release release;
-            attncap::backward(problem, upstream, gradients, isa.c_str());
-        },
-        py::arg("problem"), py::arg("upstream"), py::arg("gradients"), "Runs the backward of one call on the CPU.");
-    py::class_<Moments>(m, "Moments")
-        .def(py::init([](uintptr_t count, uintptr_t nonfinite, uintptr_t mean, uintptr_t m2, uintptr_t low,
-                         uintptr_t high, uintptr_t histogram, int64_t bins) {
-                 const auto integers = [](uintptr_t address) { return reinterpret_cast<int64_t*>(address); };
-                 const auto floats = [](uintptr_t address) { return reinterpret_cast<double*>(address); };
-                 return Moments{integers(count), integers(nonfinite), floats(mean),        floats(m2),
-                                floats(low),     floats(high),        integers(histogram), bins};
-             }),
-             py::arg("count"), py::arg("nonfinite"), py::arg("mean"), py::arg("m2"), py::arg("low"), py::arg("high"),
-             py::arg("histogram"), py::arg("bins"));
-    py::class_<RowValues>(m, "RowValues")
-        .def(py::init([](const Array& values, const Array& counted, const std::vector<Moments>& moments,
-                         bool is_signed) { return RowValues{values, counted, moments, is_signed}; }),
-             py::arg("values"), py::arg("counted"), py::arg("moments"), py::arg("is_signed"));
-    m.def(
-        "add_rows",
-        [](const std::vector<RowValues>& statistics, int64_t batch, int64_t rows, const std::vector<int64_t>& heads) {
-            const std::string isa = wanted_isa();
-            py::gil_scoped_release release;
-            attncap::add_rows(statistics, batch, rows, heads, isa.c_str());
-        },
-        py::arg("statistics"), py::arg("batch"), py::arg("rows"), py::arg("heads"),
-        "Counts rows in the summaries of their heads.");
-    m.def(
-        "fma_rate", [](double seconds) { return attncap::fma_rate(seconds, wanted_isa().c_str()); }, py::arg("seconds"),
-        "GFLOP/s of one thread that multiplies and adds in registers alone.");
-    m.def("instruction_sets", &attncap::instruction_sets, "Instruction sets usable here, widest first.");
 }
+
+}  // namespace attncap

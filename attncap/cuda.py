@@ -1,0 +1,178 @@
+"""Launcher of the CUDA kernels: what they serve, and one call described to them.
+
+Nothing here waits for the device, so a call that has run once can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attncap import _C
+from attncap.native import problem_of
+from attncap.types import HeadStats, StatSpec
+from attncap.validation import Call, Extras, Options, Span
+
+DTYPES = (torch.bfloat16, torch.float16)
+HEAD_DIMS = (64, 128, 256)
+MOST_OFFSETS = 4
+CAPABILITY = (9, 0)
+ALIGNMENT = 16  # bytes; what the tensor memory accelerator asks of addresses and strides
+
+
+def lacks(query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Extras) -> str | None:
+    """What keeps the kernels from serving a call, or None."""
+    if query.dtype not in DTYPES:
+        return f"it serves bfloat16 and float16, got {query.dtype}"
+    dims = query.shape[-1], value.shape[-1]
+    if dims[0] not in HEAD_DIMS or dims[0] != dims[1]:
+        return f"it serves head dims of 64, 128 and 256, the value's being the same, got {dims[0]} and {dims[1]} (value)"
+    for name in ("attn_mask", "query_tags", "key_features"):
+        if getattr(extras, name) is not None:
+            return f"it serves calls without {name}"
+    if len(spec.offsets) > MOST_OFFSETS:
+        return f"it serves up to {MOST_OFFSETS} offsets, got {len(spec.offsets)}"
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if why := _lacks_of_layout(tensor):
+            return f"{name}: {why}"
+    return _lacks_of_device(query.device)
+
+
+def _lacks_of_layout(tensor: Tensor) -> str | None:
+    steps = [stride for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True) if size > 1]
+    if tensor.stride(-1) != 1 or 0 in steps or any(step * tensor.itemsize % ALIGNMENT for step in steps):
+        strides = tuple(tensor.stride())
+        return f"it serves strides of multiples of {ALIGNMENT} bytes but 0, and of 1 in the last dimension, got {strides}"
+    # Where a compiled call's tensors will lie is not known yet.
+    if not torch.compiler.is_compiling() and not _is_aligned(tensor):
+        return f"it serves tensors that begin at a multiple of {ALIGNMENT} bytes, got one that does not"
+    return None
+
+
+def _is_aligned(tensor: Tensor) -> bool:
+    return tensor.data_ptr() % ALIGNMENT == 0
+
+
+def _lacks_of_device(device: torch.device) -> str | None:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"it serves tensors on a GPU of NVIDIA's, got {device}"
+    major, minor = _capability(device.index)
+    if (major, minor) != CAPABILITY:
+        return f"it serves compute capability 9.0 (Hopper), got {major}.{minor}"
+    return None
+
+
+def _capability(index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+# What torch.compiler.assume_constant_result sets (and loads the compiler for).
+_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def attention(call: Call, out: Tensor, stats: HeadStats, *, native: ModuleType = _C) -> None:
+    """Fill `out` and `stats` of a call that lacks nothing.
+
+    Args:
+        out: (B, H, Q, E), strides as those of the inputs; stats: contiguous tensors of what the call asks for,
+            received_mass being zero.
+        native: the module that runs it; the tests' own runs the kernels on the CPU.
+    """
+    if call.query.numel() == 0 or call.key.numel() == 0:
+        _fill_unseen(out, stats)
+        return
+    call = _readable(call)
+    device = call.query.device
+    problem = problem_of(native, call, out, stats)
+    launch = native.CudaCall()
+    if device.type == "cuda":
+        launch.device, launch.stream = device.index, torch.cuda.current_stream(device).cuda_stream
+    launch.batch, _, launch.rows, _ = call.query.shape
+    launch.keys = call.key.shape[2]
+    tables = _add_tables(launch, call, native.cuda_tile_rows(problem), native.cuda_tile_keys(problem))
+    workspace = torch.empty(native.cuda_workspace_bytes(problem, launch), dtype=torch.uint8, device=device)
+    launch.workspace, launch.workspace_bytes = workspace.data_ptr(), workspace.numel()
+    native.attention_cuda(problem, launch)
+    del tables, workspace  # whose memory the kernels were given, in the order of the stream
+
+
+def _fill_unseen(out: Tensor, stats: HeadStats) -> None:
+    """No row sees a key."""
+    out.zero_()
+    for name, tensor in stats.items():
+        tensor.fill_({"lse": -torch.inf, "max_logit": -torch.inf, "topk_index": -1}.get(name, 0))
+
+
+def _readable(call: Call) -> Call:
+    """The call with sink logits in float32; what a compiled program has put at an odd address is copied."""
+    sinks = call.extras.sink_logits
+    if sinks is not None:
+        call = replace(call, extras=replace(call.extras, sink_logits=sinks.to(torch.float32).contiguous()))
+    moved = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in (("query", call.query), ("key", call.key), ("value", call.value))
+        if not _is_aligned(tensor)
+    }
+    return replace(call, **moved)
+
+
+def _add_tables(launch: Any, call: Call, tile_rows: int, tile_keys: int) -> tuple[Tensor, ...]:
+    """Tell `launch` where the sequences of a packed call are; the tables must outlive it."""
+    if not call.packed:
+        return ()
+    window = _window(call.options)
+    tiles, key_tiles, sequences = _tables(tuple(call.sequences), window, tile_rows, tile_keys, call.query.device)
+    launch.tiles, launch.tile_count = tiles.data_ptr(), len(tiles)
+    launch.key_tiles, launch.key_tile_count = key_tiles.data_ptr(), len(key_tiles)
+    launch.sequences = sequences.data_ptr()
+    return tiles, key_tiles, sequences
+
+
+def _window(options: Options) -> tuple[int, int]:
+    """(left, right), the causal mask being right = 0; -1 = unlimited."""
+    left, right = options.window
+    return left, 0 if options.causal else right
+
+
+@functools.lru_cache(maxsize=64)  # a packed batch passes through many layers
+def _tables(
+    sequences: tuple[Span, ...], window: tuple[int, int], tile_rows: int, tile_keys: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(tiles of rows, tiles of keys, sequences) as CudaCall has them."""
+    left, right = window
+
+    def keys_seen(span: Span, tile: int) -> int:
+        _, _, rows, _, keys, offset = span
+        first, last = tile * tile_rows, min((tile + 1) * tile_rows, rows) - 1
+        begin = 0 if left < 0 else first + offset - left
+        end = keys if right < 0 else last + offset + right + 1
+        return max(0, min(end, keys) - max(begin, 0))
+
+    def rows_that_see(span: Span, tile: int) -> int:
+        _, _, rows, _, keys, offset = span
+        first, last = tile * tile_keys, min((tile + 1) * tile_keys, keys) - 1
+        begin = 0 if right < 0 else first - offset - right
+        end = rows if left < 0 else last - offset + left + 1
+        return max(0, min(end, rows) - max(begin, 0))
+
+    of_rows = _most_work_first(sequences, [-(-span[2] // tile_rows) for span in sequences], keys_seen)
+    of_keys = _most_work_first(sequences, [-(-span[4] // tile_keys) for span in sequences], rows_that_see)
+    whole = [span[1:] for span in sequences]
+    tiles, key_tiles, spans = (
+        torch.tensor(table, dtype=torch.int32, device=device) for table in (of_rows, of_keys, whole)
+    )
+    return tiles.reshape(-1, 2), key_tiles.reshape(-1, 2), spans
+
+
+def _most_work_first(
+    sequences: tuple[Span, ...], counts: list[int], work: Callable[[Span, int], int]
+) -> list[tuple[int, int]]:
+    """(sequence, tile) of each tile."""
+    table = [(index, tile) for index, count in enumerate(counts) for tile in range(count)]
+    return sorted(table, key=lambda entry: work(sequences[entry[0]], entry[1]), reverse=True)

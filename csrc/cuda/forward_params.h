@@ -1,0 +1,69 @@
+// What the Hopper forward is told, and the table of what it is compiled for.
+#pragma once
+
+#include "cuda/device.h"
+#include "cuda/schedule.h"
+#include "statistics/candidates.h"
+
+namespace attncap {
+
+constexpr int MOST_OFFSETS = 4;
+
+// What is summed while keys stream by; lse, max, sink and diagonal ride along at no cost and are always served.
+enum class Level { plain, entropy, topk, everything };
+
+template <typename T_, int DIM_, Level LEVEL_, bool SOFTCAP_>
+struct Forward {
+    using T = T_;
+    static constexpr int DIM = DIM_;
+    static constexpr Level LEVEL = LEVEL_;
+    static constexpr bool SOFTCAP = SOFTCAP_;
+
+    static constexpr int CONSUMERS = 2;  // warpgroups that each own 64 rows; one more loads
+    static constexpr int ROWS = 64 * CONSUMERS, THREADS = 128 * (CONSUMERS + 1);
+    // As many keys a tile as leave registers for the statistics (benchmarks/gate_cuda shows spills).
+    static constexpr int KEYS = DIM == 256 ? 64 : DIM == 128 && LEVEL != Level::plain ? 96 : 128;
+    static constexpr int STAGES = DIM == 64 ? 4 : 2;
+    static constexpr int PANELS = DIM / 64;  // of 64 columns, the width of a swizzled row
+
+    static constexpr bool ENTROPY = LEVEL != Level::plain;
+    static constexpr bool EVERYTHING = LEVEL == Level::everything;  // collision, distance, offsets, top-k up to 64
+    static constexpr bool TOPK = LEVEL == Level::topk || EVERYTHING;
+    static constexpr int FEW = LEVEL == Level::topk ? 2 : 0;        // scores a thread keeps, which bound a top 4 * FEW
+    static constexpr int MOST_TOPK = EVERYTHING ? 64 : 4 * FEW;
+    static constexpr int CAPACITY = KEYS / 4 + (EVERYTHING ? 64 : 32);  // of a thread's list of candidates of a row
+};
+
+// Candidates that a CTA has room for: 64 lists a warp, one for each lane and each of its two rows.
+template <typename C>
+constexpr int64_t list_entries() {
+    return int64_t(C::CONSUMERS) * 4 * 64 * C::CAPACITY;
+}
+
+struct ForwardParams {
+    device::TensorMap query, key, value;  // (columns, rows, heads, batch)
+    Schedule schedule;
+    int group;        // query heads of a key head
+    int left, right;  // keys seen before and after a row's position, UNLIMITED where all are
+    float unit;       // bits that a step of 1 in x is worth: x is the product of query and key, or the capped score
+    float score;      // what a step of 1 in x is worth
+    float hidden;     // hidden_score(unit)
+    float softcap, scale_by_cap;
+
+    int sink, diagonal, topk, offsets;  // keys of the sink; the diagonal's reach; k; number of offsets
+    int offset[MOST_OFFSETS];
+    const float* sink_logits;   // (heads), or null
+    const uint8_t* query_mask;  // (batch, rows), or null
+    int64_t query_mask_stride[2];
+
+    // Outputs, null where not asked for. Statistics are (batch, heads, total_rows, .) without gaps.
+    char* out;
+    int64_t out_stride[3];  // of batch, head and row, in elements
+    int64_t total_rows;
+    float *lse, *max_logit, *entropy, *collision, *sink_mass, *diagonal_mass, *distance, *null_mass, *offset_mass;
+    float* topk_prob;
+    int32_t* topk_index;
+    Candidate* lists;  // list_entries() for each CTA
+};
+
+}  // namespace attncap

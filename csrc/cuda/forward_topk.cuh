@@ -1,0 +1,114 @@
+// A consumer thread's candidates for the top k of its two rows (statistics/candidates.h).
+#pragma once
+
+#include "cuda/forward_rows.cuh"
+
+namespace attncap {
+
+ATTNCAP_DEVICE Candidate quad_first(Candidate candidate) {
+ATTNCAP_UNROLL
+    for (int mask = 1; mask <= 2; mask *= 2) {
+        const Candidate other = {device::shuffle_xor(candidate.score, mask), device::shuffle_xor(candidate.key, mask)};
+        if (precedes(other, candidate)) candidate = other;
+    }
+    return candidate;
+}
+
+template <typename C>
+struct TopK {
+    static constexpr int GROUPS = Rows<C>::COLUMNS / 8;  // of columns, whose largest scores are looked at first
+
+    Best<(C::FEW > 0 ? C::FEW : 1)> best[2];
+    float bound[2];  // what a score must reach; infinite for rows that do not count
+    int count[2];
+    Candidate* entries;
+
+    ATTNCAP_DEVICE CandidateList list(int r) const { return {entries + 32 * r, 64, count[r]}; }
+
+    ATTNCAP_DEVICE void begin(const ForwardParams& params, const bool (&counts)[2]) {
+        const int warp = device::thread() / 32 - 4;
+        entries = params.lists + device::block() * list_entries<C>() + warp * 64 * C::CAPACITY + lane();
+        for (int r = 0; r < 2; ++r) {
+            best[r].clear(params.hidden);
+            // The least that is above the hidden score, which is negative.
+            bound[r] = counts[r] ? float_of(bits_of(params.hidden) - 1) : infinity();
+            count[r] = 0;
+        }
+    }
+
+    // Takes the scores that reach the bound from a tile, whose largest in each group of 8 columns are given.
+    ATTNCAP_DEVICE void collect(const float (&s)[C::KEYS / 2], const float (&group)[2][GROUPS], int start, int topk,
+                                bool first) {
+        if (C::FEW > 0 && first) bound_by_groups(group);
+        bool mine = false;
+ATTNCAP_UNROLL
+        for (int r = 0; r < 2; ++r)
+ATTNCAP_UNROLL
+            for (int g = 0; g < GROUPS; ++g) mine = mine || group[r][g] >= bound[r];
+        if (!device::any(mine)) return;
+        if (device::any(larger_count() > C::CAPACITY - Rows<C>::COLUMNS)) cut(topk);
+ATTNCAP_UNROLL
+        for (int r = 0; r < 2; ++r) {
+ATTNCAP_UNROLL
+            for (int g = 0; g < GROUPS; ++g)
+                if (group[r][g] >= bound[r]) append_group(s, r, g, start);
+            if (C::FEW > 0) bound[r] = larger(bound[r], quad_smallest(best[r].least()));
+        }
+    }
+
+    // Writes the top k of row r, whose probabilities are 2^(x unit - reference) times `share`; none if it does not count.
+    ATTNCAP_DEVICE void write(int r, bool counts, float unit, float reference, float share, int topk, float* prob,
+                              int32_t* index) {
+        CandidateList own = list(r);
+        own.cut({bound[r], INT32_MAX});
+        Candidate last = {infinity(), -1};
+        for (int i = 0; i < topk; ++i) {
+            last = quad_first(own.next(last));
+            if (i % 4 != lane() % 4 || prob == nullptr) continue;
+            const bool found = counts && last.score > -infinity();
+            prob[i] = found ? power_of_two(fmaf(last.score, unit, -reference)) * share : 0.0f;
+            index[i] = found ? last.key : -1;
+        }
+    }
+
+private:
+    ATTNCAP_DEVICE int larger_count() const { return count[0] > count[1] ? count[0] : count[1]; }
+
+    // Before the first scores are taken: each group's largest is a score of its own, so that they bound too.
+    ATTNCAP_DEVICE void bound_by_groups(const float (&group)[2][GROUPS]) {
+ATTNCAP_UNROLL
+        for (int r = 0; r < 2; ++r) {
+            auto largest = best[r];
+ATTNCAP_UNROLL
+            for (int g = 0; g < GROUPS; ++g) largest.add(group[r][g]);
+            bound[r] = larger(bound[r], quad_smallest(largest.least()));
+        }
+    }
+
+    ATTNCAP_DEVICE void append_group(const float (&s)[C::KEYS / 2], int r, int group, int start) {
+        CandidateList own = list(r);
+ATTNCAP_UNROLL
+        for (int c = 8 * group; c < 8 * group + 8; ++c) {
+            const float x = s[Rows<C>::place(r, c)];
+            if (!(x >= bound[r])) continue;  // nor what is no number
+            own.append({x, Rows<C>::first_key(start) + Rows<C>::column(c)});
+            if (C::FEW > 0) best[r].add(x);
+        }
+        count[r] = own.count;
+    }
+
+    // Leaves of each row's candidates its top k so far.
+    ATTNCAP_DEVICE void cut(int topk) {
+ATTNCAP_UNROLL
+        for (int r = 0; r < 2; ++r) {
+            CandidateList own = list(r);
+            Candidate last = {infinity(), -1};
+            for (int i = 0; i < topk; ++i) last = quad_first(own.next(last));
+            own.cut(last);
+            count[r] = own.count;
+            bound[r] = larger(bound[r], last.score);
+        }
+    }
+};
+
+}  // namespace attncap
