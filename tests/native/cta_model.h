@@ -86,7 +86,6 @@ inline void barrier_expect(uint64_t* barrier, int bytes) {
 
 inline void barrier_arrive(uint64_t* barrier) { barrier_expect(barrier, 0); }
 inline void barrier_wait(uint64_t* barrier, int phase) { model::Cta::current().barriers.wait(barrier, phase); }
-inline void fence_async() {}
 
 // --------------------------------------------------------------------------------------------------------- tensor maps
 

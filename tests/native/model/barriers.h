@@ -6,6 +6,7 @@
 #include <bitset>
 #include <cstring>
 #include <string>
+#include <unordered_map>
 
 #include "model/memory.h"
 #include "model/schedule.h"
@@ -50,7 +51,7 @@ class Barriers {
         if (parity != 0 && parity != 1)
             throw Fault(name(at) + ": a phase has parity 0 or 1, not " + std::to_string(parity));
         schedule_.wait_until(
-            at, [&] { return int(load(at).parity) != parity; },
+            &waiting_[at], [&] { return int(load(at).parity) != parity; },
             [&] {
                 const State state = load(at);
                 return name(at) + ", phase of parity " + std::to_string(parity) + ": " + std::to_string(state.pending) +
@@ -73,7 +74,7 @@ class Barriers {
         if (int(barrier.arrived.count()) < threads) return;
         barrier.arrived.reset();
         ++barrier.phase;
-        schedule_.wake(&barrier);
+        schedule_.wake(&barrier.waiting);
     }
 
     void named_sync(int id, int threads) {
@@ -82,7 +83,7 @@ class Barriers {
         const int64_t phase = barrier.phase;
         named_arrive(id, threads);
         schedule_.wait_until(
-            &barrier, [&] { return barrier.phase > phase; },
+            &barrier.waiting, [&] { return barrier.phase > phase; },
             [&] {
                 return name(id) + ": " + std::to_string(barrier.arrived.count()) + " of " +
                        std::to_string(barrier.threads) + " threads are there";
@@ -107,11 +108,13 @@ class Barriers {
         int threads = 0;
         std::bitset<1024> arrived;
         int64_t phase = 0;
+        Queue waiting;
     };
 
     Schedule& schedule_;
     const Memory& memory_;
     std::array<Named, 16> named_;
+    std::unordered_map<const uint64_t*, Queue> waiting_;  // for an mbarrier
 
     std::string name(const uint64_t* at) const {
         return "the mbarrier at byte " + std::to_string(memory_.address(at, sizeof *at, "mbarrier"));
@@ -137,7 +140,7 @@ class Barriers {
             state.pending = state.arrivals;
         }
         store(at, state);
-        if (complete) schedule_.wake(at);
+        if (complete) schedule_.wake(&waiting_[at]);
     }
 
     void require_named(int id, int threads) const {
