@@ -77,7 +77,7 @@ void release_registers() {
 // ----------------------------------------------------------------------------------------------------------- mbarriers
 
 inline void barrier_init(uint64_t* barrier, int arrivals) { model::Cta::current().barriers.init(barrier, arrivals); }
-inline void barrier_fence() {}
+inline void barrier_fence() { model::Cta::current().barriers.fence(); }
 
 inline void barrier_expect(uint64_t* barrier, int bytes) {
     model::Cta::current().barriers.arrive(barrier, bytes);

@@ -27,6 +27,7 @@ class TileLoads : public Engine {
     TileLoads(Memory* memory, Barriers* barriers) : memory_(*memory), barriers_(*barriers) {}
 
     void issue(const TensorShape& tensor, uint64_t* barrier, void* destination, const int (&first)[4]) {
+        barriers_.require_fence();
         const int bytes = tensor.box_rows * kRowBytes;
         const uint32_t address = memory_.address(destination, bytes, "load_tile");
         if (address % kGroupBytes != 0) throw Fault("load_tile: a panel starts at a multiple of 1024 bytes");
