@@ -6,12 +6,28 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from tests import cuda_model as model_of_gpu
 from tests import tiny, trained
+
+
+@pytest.fixture(scope="session")
+def cuda_native() -> ModuleType:
+    """The CUDA kernels on the model of a GPU; what has not changed since the last session is not compiled."""
+    return model_of_gpu.build(model_of_gpu.ROOT / "build" / "cuda_model")
+
+
+@pytest.fixture
+def cuda_model(cuda_native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Inside the test impl="cuda" runs on the model of a GPU, with tensors on the CPU."""
+    cuda_native.set_seed(0)
+    model_of_gpu.install(cuda_native, monkeypatch)
+    return cuda_native
 
 
 @pytest.fixture(scope="module")

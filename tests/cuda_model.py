@@ -1,29 +1,27 @@
 """The CUDA kernels built for the model of a GPU in tests/native, as a Python module like attncap._C.
 
-    native = cuda_model.build(folder)                    compiles what has changed in the folder since
-    out, stats = cuda_model.attention(case, native)      runs a call as impl="cuda" would on a GPU
+The fixture `cuda_model` gives it to tests: attention(..., impl="cuda") runs on it then, on tensors of the CPU.
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
 import importlib.util
-import runpy
+import os
 import shlex
 import subprocess
-import sys
 import sysconfig
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from attncap import HeadStats, cuda, ops, validation
+from attncap import HeadStats, cuda, dispatch
 from attncap.validation import Call
-from tests.cases import Case
+from building.stale import compile_stale
 
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "tests" / "native"
@@ -34,8 +32,6 @@ FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"
 
 def compiler() -> list[str]:
     """The command that setup.py compiles C++ with."""
-    import os
-
     return shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "g++")
 
 
@@ -56,17 +52,38 @@ def build(folder: Path) -> ModuleType:
 def _linked(folder: Path) -> Path:
     import pybind11
 
-    setup = runpy.run_path(str(ROOT / "setup.py"))
     includes = [ROOT / "csrc", NATIVE, pybind11.get_include(), sysconfig.get_paths()["include"]]
+    compiling = [*compiler(), *FLAGS, *(f"-I{include}" for include in includes)]
     sources = [NATIVE / f"{NAME}.cpp", *(ROOT / "csrc" / "bindings" / f"{part}.cpp" for part in ("problem", "cuda"))]
     sources += sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     objects = []
     for source in sources:
-        made = folder / f"{source.stem}{source.suffix}.o"
-        command = [*compiler(), *FLAGS, *(f"-I{include}" for include in includes)]
-        setup["compile_stale"]([*command, "-x", "c++", "-c", str(source), "-o", str(made)], made)
-        objects.append(made)
+        objects.append(folder / f"{source.name}.o")
+        _run = functools.partial(subprocess.run, check=True)
+        compile_stale(objects[-1], [*compiling, "-x", "c++", "-c", str(source), "-o", str(objects[-1])], _run)
     library = folder / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not library.exists() or any(library.stat().st_mtime < made.stat().st_mtime for made in objects):
+        library.unlink(missing_ok=True)  # a process may have it open, whose pages must stay as they are
         subprocess.run([*compiler(), "-shared", *map(str, objects), "-o", str(library)], check=True)
     return library
+
+
+def install(native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let impl="cuda" serve tensors on the CPU by `native`; what it fills holds nothing that could pass for a result."""
+    run = cuda.attention
+
+    def attention(call: Call, out: Tensor, stats: HeadStats) -> None:
+        poison(out, stats)
+        run(call, out, stats, native=native)
+
+    monkeypatch.setattr(cuda, "attention", attention)
+    monkeypatch.setattr(cuda, "_lacks_of_device", lambda _device: None)
+    monkeypatch.setattr(dispatch, "_cuda_availability", lambda: "yes")
+
+
+def poison(out: Tensor, stats: HeadStats) -> None:
+    """Outputs as a launcher is given them: received_mass is zero, the others anything."""
+    out.fill_(torch.nan)
+    for name, tensor in stats.items():
+        if name != "received_mass":
+            tensor.fill_(-7 if name == "topk_index" else torch.nan)

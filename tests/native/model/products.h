@@ -60,7 +60,7 @@ class Products : public Engine {
         if (!(issued.product == product)) throw Fault("multiply: the threads of a warpgroup say different things");
         take_accumulators(&mine, &issued, accumulators, index);
         issued.a[size_t(schedule_.current() % kWarpgroup)] = a;
-        if (++issued.threads == kWarpgroup) schedule_.wake(&group);
+        ++issued.threads;
     }
 
     void commit() {
@@ -75,19 +75,12 @@ class Products : public Engine {
         if (awaited <= 0) return;
         const int64_t end = mine.committed[size_t(awaited - 1)];
         Group& group = group_of_current();
-        while (group.first < end) {
-            const int64_t first = group.first;
-            if (first_is_ready(group)) {
-                perform_first(&group);
-                continue;
-            }
-            schedule_.wait_until(
-                &group, [&] { return group.first > first || first_is_ready(group); },
-                [&] {
-                    return "a multiplication that " + std::to_string(group.queue.front().threads) +
-                           " of 128 threads have issued";
-                });
-        }
+        schedule_.wait_until(
+            &group, [&] { return group.first >= end; },
+            [&] {
+                return "a multiplication that " + std::to_string(group.queue.front().threads) +
+                       " of 128 threads have issued";
+            });
         mine.committed.erase(mine.committed.begin(), mine.committed.begin() + awaited);
         give_back(&mine, end);
     }
