@@ -27,7 +27,7 @@ struct TopK {
 
     ATTNCAP_DEVICE void begin(const ForwardParams& params, const bool (&counts)[2]) {
         const int warp = device::thread() / 32 - 4;
-        entries = params.lists + device::block() * list_entries<C>() + warp * 64 * C::CAPACITY + lane();
+        entries = params.lists + device::block() * C::LIST_ENTRIES + warp * 64 * C::CAPACITY + lane();
         for (int r = 0; r < 2; ++r) {
             best[r].clear(params.hidden);
             // The least that is above the hidden score, which is negative.

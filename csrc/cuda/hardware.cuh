@@ -301,6 +301,12 @@ inline void check(cudaError_t status, const char* name, const char* doing) {
     throw std::runtime_error(std::string(name) + ": " + doing + ": " + cudaGetErrorString(status));
 }
 
+inline int multiprocessors(int device) {
+    int count = 0;
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "device", "counting multiprocessors");
+    return count;
+}
+
 template <typename Params>
 void launch(void (*kernel)(Params), int blocks, int threads, int shared_bytes, Stream stream, const char* name,
             const Params& params) {

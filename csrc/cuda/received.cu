@@ -2,12 +2,11 @@
 #include <stdexcept>
 
 #include "cuda/launch.h"
+#include "cuda/schedule.h"
 #include "cuda/received.cuh"
 
 namespace attncap {
 namespace {
-
-constexpr int UNLIMITED = 1 << 30;  // positions stay below it
 
 void set_strides(int64_t (&bytes)[3], const Array& array) {
     for (int i = 0; i < 3; ++i) bytes[i] = item_size(array.dtype) * array.stride[i];
