@@ -4,9 +4,9 @@
 #if defined(__CUDACC__)
 #define ATTNCAP_INLINE __host__ __device__ __forceinline__
 #define ATTNCAP_UNROLL _Pragma("unroll")
-#define ATTNCAP_ROLLED _Pragma("unroll 1")
+#define ATTNCAP_KEEP_ROLLED _Pragma("unroll 1")
 #else
 #define ATTNCAP_INLINE inline
 #define ATTNCAP_UNROLL
-#define ATTNCAP_ROLLED
+#define ATTNCAP_KEEP_ROLLED
 #endif
