@@ -1,7 +1,6 @@
 // The CUDA kernels in Python.
-#include "cuda/launch.h"
-
 #include "bindings/bindings.h"
+#include "cuda/launch.h"
 
 namespace py = pybind11;
 

@@ -32,7 +32,8 @@ Array make_array(uintptr_t data, const std::string& dtype, const std::vector<int
 }  // namespace
 
 void bind_problem(py::module_& m) {
-    py::class_<Array>(m, "Array", py::module_local()).def(py::init(&make_array), py::arg("data"), py::arg("dtype"), py::arg("strides"));
+    py::class_<Array>(m, "Array", py::module_local())
+        .def(py::init(&make_array), py::arg("data"), py::arg("dtype"), py::arg("strides"));
     py::class_<Sequence>(m, "Sequence", py::module_local())
         .def(py::init<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>(), py::arg("batch"), py::arg("row0"),
              py::arg("rows"), py::arg("key0"), py::arg("keys"), py::arg("offset"));

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "problem.h"
 #include "cpu/simd.h"
+#include "problem.h"
 
 namespace attncap {
 namespace ATTNCAP_ISA {

@@ -1,9 +1,10 @@
 // Chooses the instruction set when a call comes in.
+#include "cpu/dispatch.h"
+
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
-#include "cpu/dispatch.h"
 #include "cpu/row_sums.h"
 
 namespace attncap {

@@ -1,8 +1,8 @@
 // The rows that one task computes. A lane is one row of one head; lanes of a head are neighbours.
 #pragma once
 
-#include "problem.h"
 #include "cpu/tiles.h"
+#include "problem.h"
 
 namespace attncap {
 namespace ATTNCAP_ISA {

@@ -140,6 +140,7 @@ struct Wgmma;
         using Registers = cute::SM90::GMMA::MMA_64x##N##x16_F32F16F16_RS<Major::K, Major::MN>;   \
     };
 
+ATTNCAP_WGMMA(32)
 ATTNCAP_WGMMA(64)
 ATTNCAP_WGMMA(80)
 ATTNCAP_WGMMA(96)
@@ -187,6 +188,12 @@ ATTNCAP_DEVICE void multiply_commit() { cute::warpgroup_commit_batch(); }
 template <int N>
 ATTNCAP_DEVICE void multiply_wait() {
     cute::warpgroup_wait<N>();
+}
+
+// The same number, of which the compiler knows nothing: what is computed of it again is not kept in registers since.
+ATTNCAP_DEVICE int again(int number) {
+    asm volatile("" : "+r"(number));
+    return number;
 }
 
 // Keeps the compiler from moving the registers' reads and writes over what stands here.
@@ -296,6 +303,12 @@ inline void check(cudaError_t status, const char* name, const char* doing) {
     // A launch that failed leaves its error behind for whoever asks next.
     cudaGetLastError();
     throw std::runtime_error(std::string(name) + ": " + doing + ": " + cudaGetErrorString(status));
+}
+
+inline int multiprocessors(int device) {
+    int count = 0;
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "device", "counting multiprocessors");
+    return count;
 }
 
 template <typename Params>

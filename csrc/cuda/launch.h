@@ -11,7 +11,7 @@ namespace attncap {
 // What a call needs besides its description. Tensors, tables and workspace lie on `device`, statistics contiguous.
 struct CudaCall {
     int device = 0;
-    void* stream = nullptr;                  // cudaStream_t
+    void* stream = nullptr;                 // cudaStream_t
     int64_t batch = 0, rows = 0, keys = 0;  // of the tensors: packed sequences are one batch entry
 
     // Packed calls, null otherwise: (sequence, block of cuda_tile_rows() rows) and (sequence, block of

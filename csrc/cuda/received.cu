@@ -1,14 +1,12 @@
 // Launches of the received_mass kernel, and what it is compiled for.
-#include "cuda/received.cuh"
-
 #include <stdexcept>
 
 #include "cuda/launch.h"
+#include "cuda/schedule.h"
+#include "cuda/received.cuh"
 
 namespace attncap {
 namespace {
-
-constexpr int UNLIMITED = 1 << 30;  // positions stay below it
 
 void set_strides(int64_t (&bytes)[3], const Array& array) {
     for (int i = 0; i < 3; ++i) bytes[i] = item_size(array.dtype) * array.stride[i];
@@ -69,7 +67,7 @@ void launch_for_dim(const ReceivedParams& params, const CudaCall& call, int64_t 
 void received_mass(const Problem& problem, const CudaCall& call) {
     const ReceivedParams params = params_of(problem, call);
     const bool capped = problem.softcap > 0, bfloat = problem.query.dtype == DType::bfloat16;
-    const auto launch = bfloat ? capped ? launch_for_dim<BFloat16, true> : launch_for_dim<BFloat16, false>
+    const auto launch = bfloat   ? capped ? launch_for_dim<BFloat16, true> : launch_for_dim<BFloat16, false>
                         : capped ? launch_for_dim<Float16, true>
                                  : launch_for_dim<Float16, false>;
     launch(params, call, problem.key_dim);

@@ -1,8 +1,9 @@
 // received_mass: what each key receives, summed over the rows that count.
 //
 // A CTA owns tiles of keys of one query head and walks over the rows that see them: no two CTAs add to one number, so
-// the sums are the same in every run. Scores are made as S^T = K Q^T, keys being the rows of the products: what a thread
-// accumulates belongs to four keys, whose sums stay in its registers, as do the keys themselves. Queries stream by.
+// the sums are the same in every run. Scores are made as S^T = K Q^T, keys being the rows of the products: what a
+// thread accumulates belongs to four keys, whose sums stay in its registers, as do the keys themselves. Queries stream
+// by.
 #pragma once
 
 #include <cstdint>
@@ -23,9 +24,9 @@ struct Received {
     static constexpr int KEYS = 32;  // of a warp: two fragments of 16, so that each query loaded is used twice
     static constexpr int WARPS = RECEIVED_KEYS / KEYS, THREADS = 32 * WARPS;
     static constexpr int ROWS = 64, STAGES = 3;
-    static constexpr int ROWS_AT_ONCE = DIM == 64 ? 32 : 16;  // as many as registers hold beside the keys
-    static constexpr int CTAS = DIM == 256 ? 1 : 2;           // on a multiprocessor
-    static constexpr int STEPS = DIM / 16;                    // of a product
+    static constexpr int ROWS_AT_ONCE = 16;          // as many as registers hold beside the keys
+    static constexpr int CTAS = DIM == 256 ? 1 : 2;  // on a multiprocessor
+    static constexpr int STEPS = DIM / 16;           // of a product
     static constexpr int ROW_BYTES = 2 * DIM, CHUNKS = ROW_BYTES / 16;
 };
 
@@ -49,12 +50,6 @@ struct ReceivedParams {
     float softcap, scale_by_cap;
 };
 
-template <typename C>
-struct SharedQueries {
-    alignas(128) char query[C::STAGES][C::ROWS * C::ROW_BYTES];
-    alignas(16) float bits[2][C::ROWS];
-};
-
 // A tile of keys; `first` counts from the sequence's own first key.
 struct KeyTile {
     int batch, head, first;
@@ -64,13 +59,12 @@ struct KeyTile {
 ATTNCAP_DEVICE KeyTile key_tile_of(const ReceivedParams& params, int index) {
     const int head = index / params.tiles, tile = index % params.tiles;
     if (params.table == nullptr) {
-        return {head / params.heads, head % params.heads, tile * RECEIVED_KEYS, 0, params.rows, 0, params.keys,
-                params.offset};
+        return {head / params.heads, head % params.heads, tile * RECEIVED_KEYS, 0, params.rows, 0,
+                params.keys,         params.offset};
     }
     const int32_t* entry = params.table + 2 * tile;
     const int32_t* sequence = params.sequences + 5 * entry[0];
-    return {0,           head,        entry[1] * RECEIVED_KEYS, sequence[0],
-            sequence[1], sequence[2], sequence[3],              sequence[4]};
+    return {0, head, entry[1] * RECEIVED_KEYS, sequence[0], sequence[1], sequence[2], sequence[3], sequence[4]};
 }
 
 // Blocks of rows that see some key of a tile; those from `whole_begin` on, before `whole_end`, see every key.
@@ -91,32 +85,59 @@ ATTNCAP_DEVICE RowWalk rows_of(const KeyTile& tile, int size, int left, int righ
             whole_end == tile.rows ? blocks : whole_end / size};
 }
 
-// What the log2 of a probability has besides the score's bits; -inf for a row that does not count or sees no key.
-ATTNCAP_DEVICE float row_bits(const ReceivedParams& params, const KeyTile& tile, int row) {
-    if (row >= tile.rows) return -infinity();
-    const int64_t place = tile.row0 + row;
-    const uint8_t* counted = params.query_mask;
-    if (counted != nullptr &&
-        !counted[tile.batch * params.query_mask_stride[0] + place * params.query_mask_stride[1]]) {
-        return -infinity();
-    }
-    const float lse = params.lse[(int64_t(tile.batch) * params.heads + tile.head) * params.total_rows + place];
-    return lse > -infinity() ? -lse * LOG2_E : -infinity();
-}
-
-// Asks for a block of queries. Chunks of 16 bytes are laid so that neither copies nor load_matrix meet in a bank.
 template <typename C>
-ATTNCAP_DEVICE void ask_for_queries(const ReceivedParams& params, const KeyTile& tile, int block, char* to) {
-    const char* head = params.query + tile.batch * params.query_stride[0] + tile.head * params.query_stride[1];
-    ATTNCAP_UNROLL
-    for (int i = 0; i < C::ROWS * C::CHUNKS / C::THREADS; ++i) {
-        const int index = device::thread() + i * C::THREADS, line = index / C::CHUNKS, chunk = index % C::CHUNKS;
-        const int row = block * C::ROWS + line;
-        const bool exists = row < tile.rows;
-        const char* from = head + (exists ? tile.row0 + row : 0) * params.query_stride[2] + 16 * chunk;
-        device::copy_async(to + line * C::ROW_BYTES + (chunk ^ line % 8) * 16, from, exists);
+struct SharedQueries {
+    alignas(128) char query[C::STAGES][C::ROWS * C::ROW_BYTES];
+    alignas(16) float bits[2][C::ROWS];
+    // What every thread knows, here for registers are few.
+    KeyTile tile;
+    RowWalk walk;
+};
+
+// The rows of a tile's head, as one thread sees them: a chunk of 16 bytes of every LINES-th of a block's rows, and what
+// one row counts.
+template <typename C>
+struct RowReader {
+    static constexpr int LINES = C::THREADS / C::CHUNKS;
+    static_assert(LINES % 8 == 0, "a thread's chunks have one place in the rows of shared memory");
+
+    const char* query;
+    const float* lse;
+    const uint8_t* counted;  // null where all rows count
+    const KeyTile& tile;
+    int first_line, place;
+
+    ATTNCAP_DEVICE RowReader(const ReceivedParams& params, const KeyTile& of, int thread)
+        : query(params.query + of.batch * params.query_stride[0] + of.head * params.query_stride[1] +
+                of.row0 * params.query_stride[2] + thread % C::CHUNKS * 16),
+          lse(params.lse + (int64_t(of.batch) * params.heads + of.head) * params.total_rows + of.row0),
+          counted(params.query_mask),
+          tile(of),
+          first_line(thread / C::CHUNKS),
+          // Chunks lie so that neither copies nor load_matrix meet in a bank.
+          place(first_line * C::ROW_BYTES + (thread % C::CHUNKS ^ first_line % 8) * 16) {
+        if (counted != nullptr) {
+            counted += of.batch * params.query_mask_stride[0] + of.row0 * params.query_mask_stride[1];
+        }
     }
-}
+
+    ATTNCAP_DEVICE void ask_for(const ReceivedParams& params, int first_row, char* to) const {
+        ATTNCAP_UNROLL
+        for (int line = 0; line < C::ROWS; line += LINES) {
+            const int row = first_row + first_line + line;
+            const bool exists = row < tile.rows;
+            const char* from = query + (exists ? row : 0) * params.query_stride[2];
+            device::copy_async(to + place + line * C::ROW_BYTES, from, exists);
+        }
+    }
+
+    // What the log2 of a probability has besides the score's bits; -inf for a row that does not count or sees no key.
+    ATTNCAP_DEVICE float bits(const ReceivedParams& params, int row) const {
+        const bool counts = row < tile.rows && (counted == nullptr || counted[row * params.query_mask_stride[1]]);
+        const float of_row = counts ? lse[row] : -infinity();
+        return of_row > -infinity() ? -of_row * LOG2_E : -infinity();
+    }
+};
 
 // The 32 keys of a warp as the left operand of its products.
 template <typename C>
@@ -156,14 +177,14 @@ struct ScoreTile {
 
     ATTNCAP_DEVICE void multiply(const KeyFragments<C>& keys, const char* queries, int first, int lane) {
         const int line = first + lane / 16 * 8 + lane % 8;
-        const char* row = queries + line * C::ROW_BYTES;
+        const int place = line * C::ROW_BYTES + (lane / 8 % 2 ^ lane % 8) * 16;
         ATTNCAP_UNROLL
         for (int step = 0; step < C::STEPS; ++step) {
-            const int chunk = (2 * step + lane / 8 % 2) ^ lane % 8;
+            const char* row = queries + (place ^ 32 * step);
             ATTNCAP_UNROLL
             for (int pair = 0; pair < BLOCKS / 2; ++pair) {
                 uint32_t query[4];
-                device::load_matrix(query, row + pair * 16 * C::ROW_BYTES + chunk * 16);
+                device::load_matrix(query, row + pair * 16 * C::ROW_BYTES);
                 ATTNCAP_UNROLL
                 for (int m = 0; m < 2; ++m) {
                     device::multiply_16x8x16<typename C::T>(at[m][2 * pair], keys.at[m][step], query[0], query[1]);
@@ -197,7 +218,7 @@ template <typename C, bool MASKED>
 ATTNCAP_DEVICE void add_rows(KeySums& sums, const KeyFragments<C>& keys, const ReceivedParams& params, const Band& band,
                              const char* queries, const float* bits, int first_row, int lane) {
     KeySums block;
-    ATTNCAP_UNROLL
+    ATTNCAP_KEEP_ROLLED
     for (int first = 0; first < C::ROWS; first += C::ROWS_AT_ONCE) {
         ScoreTile<C> scores;
         scores.multiply(keys, queries, first, lane);
@@ -225,11 +246,10 @@ ATTNCAP_DEVICE void add_rows(KeySums& sums, const KeyFragments<C>& keys, const R
         for (int half = 0; half < 2; ++half) sums.at[m][half] += block.at[m][half];
 }
 
-// Four neighbouring lanes have seen different rows of the same keys.
-template <typename C>
-ATTNCAP_DEVICE void store_sums(const KeySums& sums, const ReceivedParams& params, const KeyTile& tile, int first_key,
-                               int lane) {
-    float* head = params.received + (int64_t(tile.batch) * params.heads + tile.head) * params.total_keys + tile.key0;
+// Four neighbouring lanes have seen different rows of the same keys, which stand `first` and more from the tile's own.
+ATTNCAP_DEVICE void store(const KeySums& sums, const ReceivedParams& params, const KeyTile& tile, int first, int lane) {
+    const int64_t head = int64_t(tile.batch) * params.heads + tile.head;
+    float* received = params.received + head * params.total_keys + tile.key0;
     ATTNCAP_UNROLL
     for (int m = 0; m < 2; ++m) {
         ATTNCAP_UNROLL
@@ -237,8 +257,8 @@ ATTNCAP_DEVICE void store_sums(const KeySums& sums, const ReceivedParams& params
             float sum = sums.at[m][half];
             sum += device::shuffle_xor(sum, 1);
             sum += device::shuffle_xor(sum, 2);
-            const int key = first_key + 16 * m + 8 * half;
-            if (lane % 4 == 0 && key < tile.keys) head[key] = sum;
+            const int key = tile.first + first + 16 * m + 8 * half;
+            if (lane % 4 == 0 && key < tile.keys) received[key] = sum;
         }
     }
 }
@@ -247,39 +267,44 @@ template <typename C>
 ATTNCAP_KERNEL(C::THREADS, C::CTAS)
 received_mass_kernel(ATTNCAP_PARAM ReceivedParams params) {
     SharedQueries<C>& shared = *device::shared_memory<SharedQueries<C>>();
-    const KeyTile tile = key_tile_of(params, device::block());
-    const RowWalk walk = rows_of(tile, C::ROWS, params.left, params.right);
+    const KeyTile& tile = shared.tile;
+    const RowWalk& walk = shared.walk;
     const int thread = device::thread(), lane = thread % 32;
-    const int first_of_warp = tile.first + thread / 32 * C::KEYS, first_key = first_of_warp + lane / 4;
+    const int first_of_warp = thread / 32 * C::KEYS, first_key = first_of_warp + lane / 4;
+    if (thread == 0) {
+        shared.tile = key_tile_of(params, device::block());
+        shared.walk = rows_of(shared.tile, C::ROWS, params.left, params.right);
+    }
+    device::sync_block();
 
-    const auto ask_for = [&](int block) {
-        if (block < walk.end) {
-            ask_for_queries<C>(params, tile, block, shared.query[(block - walk.begin) % C::STAGES]);
-        }
+    const RowReader<C> reader(params, tile, thread);
+    const auto ask_for = [&](int block, int stage) {
+        if (block < walk.end) reader.ask_for(params, block * C::ROWS, shared.query[stage]);
         device::copy_commit();
     };
-    for (int stage = 0; stage < C::STAGES - 1; ++stage) ask_for(walk.begin + stage);
+    for (int stage = 0; stage < C::STAGES - 1; ++stage) ask_for(walk.begin + stage, stage);
     KeyFragments<C> keys;
-    keys.load(params, tile, first_of_warp, lane);
-    const Band band(params, tile, first_key);
+    keys.load(params, tile, tile.first + first_of_warp, lane);
+    const Band band(params, tile, tile.first + first_key);
     KeySums sums;
-    float next_bits = row_bits(params, tile, walk.begin * C::ROWS + thread % C::ROWS);
-    for (int block = walk.begin; block < walk.end; ++block) {
-        // Whoever still reads is one block behind: in the other half of `bits`, in a stage that is not asked for yet.
+    float next_bits = reader.bits(params, walk.begin * C::ROWS + thread % C::ROWS);
+    for (int block = walk.begin, stage = 0; block < walk.end; ++block) {
+        // Whoever still reads is one block behind: in the other half of `bits`, in the stage that is asked for next.
         float* bits = shared.bits[block % 2];
         if (thread < C::ROWS) bits[thread] = next_bits;
         device::copy_wait<C::STAGES - 2>();
         device::sync_block();
-        ask_for(block + C::STAGES - 1);
-        next_bits = row_bits(params, tile, (block + 1) * C::ROWS + thread % C::ROWS);
-        const char* queries = shared.query[(block - walk.begin) % C::STAGES];
+        ask_for(block + C::STAGES - 1, stage == 0 ? C::STAGES - 1 : stage - 1);
+        next_bits = reader.bits(params, (block + 1) * C::ROWS + thread % C::ROWS);
+        const char* queries = shared.query[stage];
         if (block >= walk.whole_begin && block < walk.whole_end) {
             add_rows<C, false>(sums, keys, params, band, queries, bits, block * C::ROWS, lane);
         } else {
             add_rows<C, true>(sums, keys, params, band, queries, bits, block * C::ROWS, lane);
         }
+        stage = stage == C::STAGES - 1 ? 0 : stage + 1;
     }
-    store_sums<C>(sums, params, tile, first_key, lane);
+    store(sums, params, tile, first_key, lane);
 }
 
 }  // namespace attncap

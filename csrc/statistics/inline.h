@@ -4,7 +4,9 @@
 #if defined(__CUDACC__)
 #define ATTNCAP_INLINE __host__ __device__ __forceinline__
 #define ATTNCAP_UNROLL _Pragma("unroll")
+#define ATTNCAP_KEEP_ROLLED _Pragma("unroll 1")
 #else
 #define ATTNCAP_INLINE inline
 #define ATTNCAP_UNROLL
+#define ATTNCAP_KEEP_ROLLED
 #endif

@@ -52,8 +52,8 @@ struct RowResult {
     float share = 0.0f;  // what a sum of 2^t times something is multiplied by to become a sum over probabilities
 };
 
-// The row of sums over all its keys. `hidden` stands for keys it does not see, `score` is what a step of 1 in x is worth; `null_bits`, the bits of the outcome
-// without a key, counts if `null_given`.
+// The row of sums over all its keys. `hidden` stands for keys it does not see, `score` is what a step of 1 in x is
+// worth; `null_bits`, the bits of the outcome without a key, counts if `null_given`.
 ATTNCAP_INLINE RowResult finished(RowSums sums, float peak, float hidden, float unit, float score, bool null_given,
                                   float null_bits) {
     RowResult row;
@@ -92,7 +92,8 @@ ATTNCAP_INLINE float soft_capped(float product, float scale_by_cap, float cap) {
     const float decay = power_of_two(-2.0f * LOG2_E * away);
     const float far = 1.0f - 2.0f * decay / (1.0f + decay);
     const float square = y * y;
-    const float near = y * (1.0f + square * (-1.0f / 3 + square * (2.0f / 15 + square * (-17.0f / 315 + square * (62.0f / 2835)))));
+    const float near =
+        y * (1.0f + square * (-1.0f / 3 + square * (2.0f / 15 + square * (-17.0f / 315 + square * (62.0f / 2835)))));
     return cap * (away < 0.25f ? near : y < 0.0f ? -far : far);
 }
 

@@ -139,6 +139,8 @@ void multiply_wait() {
     model::Cta::current().products.wait(N);
 }
 
+inline int again(int number) { return number; }
+
 template <int N>
 void pin(float (&)[N]) {}
 template <int N>
@@ -297,6 +299,9 @@ inline void sync_warp() { model::fold_lanes("sync_warp", 0, std::bit_or<uint32_t
 // launch
 
 using Stream = void*;
+
+// Few, so that a CTA serves several blocks.
+inline int multiprocessors(int) { return 3; }
 
 template <typename Params>
 void launch(void (*kernel)(Params), int blocks, int threads, int shared_bytes, Stream, const char* name,
