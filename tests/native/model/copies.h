@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <deque>
 #include <string>
@@ -24,7 +25,8 @@ inline int64_t swizzled(int64_t address) { return address ^ (address >> 7 & 7) <
 
 class TileLoads : public Engine {
   public:
-    TileLoads(Memory* memory, Barriers* barriers) : memory_(*memory), barriers_(*barriers) {}
+    TileLoads(Schedule* schedule, Memory* memory, Barriers* barriers)
+        : schedule_(*schedule), memory_(*memory), barriers_(*barriers) {}
 
     void issue(const TensorShape& tensor, uint64_t* barrier, void* destination, const int (&first)[4]) {
         barriers_.require_fence();
@@ -32,21 +34,23 @@ class TileLoads : public Engine {
         const uint32_t address = memory_.address(destination, bytes, "load_tile");
         if (address % kGroupBytes != 0) throw Fault("load_tile: a panel starts at a multiple of 1024 bytes");
         std::memset(destination, kPoison, size_t(bytes));
-        loads_.push_back({tensor, barrier, address, {first[0], first[1], first[2], first[3]}});
+        of_kind(schedule_.draw_late()).push_back({tensor, barrier, address, {first[0], first[1], first[2], first[3]}});
     }
 
-    bool step(Random* random) override {
-        if (loads_.empty()) return false;
-        std::swap(loads_[size_t(random->below(int(loads_.size())))], loads_.back());
-        const Load load = loads_.back();
-        loads_.pop_back();
+    bool step(Random* random, bool late) override {
+        std::vector<Load>& loads = of_kind(late);
+        if (loads.empty()) return false;
+        std::swap(loads[size_t(random->below(int(loads.size())))], loads.back());
+        const Load load = loads.back();
+        loads.pop_back();
         for (int row = 0; row < load.tensor.box_rows; ++row) copy_row(load, row);
         barriers_.complete_bytes(load.barrier, load.tensor.box_rows * kRowBytes);
         return true;
     }
 
     void check_done() const {
-        if (!loads_.empty()) throw Fault("load_tile: the block ends while tiles are under way");
+        if (!loads_[0].empty() || !loads_[1].empty())
+            throw Fault("load_tile: the block ends while tiles are under way");
     }
 
   private:
@@ -56,9 +60,12 @@ class TileLoads : public Engine {
         uint32_t address;
         int first[4];
     };
+    Schedule& schedule_;
     Memory& memory_;
     Barriers& barriers_;
-    std::vector<Load> loads_;
+    std::array<std::vector<Load>, 2> loads_;  // the second are late
+
+    std::vector<Load>& of_kind(bool late) { return loads_[size_t(late)]; }
 
     void copy_row(const Load& load, int row) {
         constexpr int kChunkBytes = 16;
@@ -117,8 +124,9 @@ class ChunkCopies : public Engine {
                              mine.under_way.end());
     }
 
-    bool step(Random* random) override {
-        if (under_way_ == 0) return false;
+    bool step(Random* random, bool late) override {
+        // Only its own thread must wait for a copy, so that there is no need for later ones than those it waits for.
+        if (late || under_way_ == 0) return false;
         const int count = int(of_thread_.size()), first = random->below(count);
         for (int i = 0; i < count; ++i) {
             std::vector<Copy>& copies = of_thread_[size_t((first + i) % count)].under_way;

@@ -31,7 +31,7 @@ class Cta {
                    }),
           memory(launch.shared_bytes),
           barriers(&schedule, &memory),
-          tiles(&memory, &barriers),
+          tiles(&schedule, &memory, &barriers),
           copies(&schedule, &memory),
           products(&schedule, &memory),
           warps(&schedule),

@@ -55,7 +55,7 @@ class Products : public Engine {
         Group& group = group_of_current();
         const int64_t index = mine.issued++;
         if (index == group.first + int64_t(group.queue.size()))
-            group.queue.push_back(Issued{product, nullptr, false, {}, 0});
+            group.queue.push_back({product, nullptr, false, schedule_.draw_late(), {}, 0});
         Issued& issued = group.queue[size_t(index - group.first)];
         if (!(issued.product == product)) throw Fault("multiply: the threads of a warpgroup say different things");
         take_accumulators(&mine, &issued, accumulators, index);
@@ -85,11 +85,11 @@ class Products : public Engine {
         give_back(&mine, end);
     }
 
-    bool step(Random* random) override {
+    bool step(Random* random, bool late) override {
         const int count = int(groups_.size()), first = count > 0 ? random->below(count) : 0;
         for (int i = 0; i < count; ++i) {
             Group& group = groups_[size_t((first + i) % count)];
-            if (!first_is_ready(group)) continue;
+            if (!first_is_ready(group) || (group.queue.front().late && !late)) continue;
             perform_first(&group);
             return true;
         }
@@ -112,7 +112,7 @@ class Products : public Engine {
     struct Issued {
         Product product;
         std::shared_ptr<Tile> tile;
-        bool starts_tile;
+        bool starts_tile, late;
         std::array<const uint32_t*, kWarpgroup> a;
         int threads;
     };

@@ -26,12 +26,13 @@ struct Fault : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// A part of the hardware that works on its own: asked now and then to do one of the things it was given.
+// A part of the hardware that works on its own: asked now and then to do one of the things it was given. Some it is to
+// do late, which is when nothing else goes on, in threads nor engines.
 class Engine {
   public:
     virtual ~Engine() = default;
     // False where nothing is to be done.
-    virtual bool step(Random* random) = 0;
+    virtual bool step(Random* random, bool late) = 0;
 };
 
 // Threads that wait for the same thing.
@@ -58,7 +59,7 @@ class Schedule {
             let_engines_work();
             const int warp = choose_warp();
             if (warp < 0) {
-                if (!one_engine_step()) throw Fault(deadlock());
+                if (!one_engine_step(false) && !one_engine_step(true)) throw Fault(deadlock());
                 continue;
             }
             current_ = take_lane(warp);
@@ -71,6 +72,9 @@ class Schedule {
 
     int current() const { return current_; }
     int threads() const { return int(threads_.size()); }
+
+    // Whether something that an engine is given is to be done late.
+    bool draw_late() { return late_one_in_ != kNever && random.one_in(late_one_in_); }
 
     // Now and then another thread's turn.
     void pause() {
@@ -114,7 +118,7 @@ class Schedule {
     Context scheduler_;
     std::exception_ptr error_;
     int current_ = -1;
-    int engine_step_one_in_ = kNever, yields_one_in_ = 1;
+    int engine_step_one_in_ = kNever, late_one_in_ = kNever, yields_one_in_ = 1;
 
     static std::vector<std::unique_ptr<Stack>>& stacks() {
         static thread_local std::vector<std::unique_ptr<Stack>> all;
@@ -129,8 +133,9 @@ class Schedule {
     // Errors hide in different habits: engines that are always done at once or never before they must, warps that run
     // far ahead of others or all side by side.
     void draw_habits() {
-        constexpr int kEngines[] = {kNever, 1, 4, 64}, kYields[] = {1, 4, 32};
+        constexpr int kEngines[] = {kNever, 1, 4, 64}, kLate[] = {kNever, 2, 8, 32}, kYields[] = {1, 4, 32};
         engine_step_one_in_ = kEngines[random.below(4)];
+        late_one_in_ = kLate[random.below(4)];
         yields_one_in_ = kYields[random.below(3)];
         if (random.one_in(2)) priority_.resize(runnable_.size());
         draw_priorities();
@@ -142,13 +147,13 @@ class Schedule {
 
     void let_engines_work() {
         if (engine_step_one_in_ == kNever || !random.one_in(engine_step_one_in_)) return;
-        while (one_engine_step() && engine_step_one_in_ == 1) continue;
+        while (one_engine_step(false) && engine_step_one_in_ == 1) continue;
     }
 
-    bool one_engine_step() {
+    bool one_engine_step(bool late) {
         const int count = int(engines_.size()), first = count > 0 ? random.below(count) : 0;
         for (int i = 0; i < count; ++i) {
-            if (engines_[size_t((first + i) % count)]->step(&random)) return true;
+            if (engines_[size_t((first + i) % count)]->step(&random, late)) return true;
         }
         return false;
     }
