@@ -38,7 +38,7 @@ constexpr bool kHopper = true;
 
 constexpr uint32_t kAllLanes = 0xffffffff;
 
-// ---------------------------------------------------------------------------------------------------- threads of a CTA
+// Threads of a CTA.
 
 ATTNCAP_DEVICE int thread() { return int(threadIdx.x); }
 ATTNCAP_DEVICE int block() { return int(blockIdx.x); }
@@ -71,7 +71,7 @@ ATTNCAP_DEVICE void release_registers() {
     cutlass::arch::warpgroup_reg_dealloc<N>();
 }
 
-// ----------------------------------------------------------------------------------------------------------- mbarriers
+// mbarriers, each a uint64_t in shared memory.
 
 ATTNCAP_DEVICE void barrier_init(uint64_t* barrier, int arrivals) {
     cutlass::arch::ClusterBarrier::init(barrier, uint32_t(arrivals));
@@ -95,7 +95,7 @@ ATTNCAP_DEVICE void barrier_wait(uint64_t* barrier, int phase) {
     asm volatile("" ::: "memory");
 }
 
-// --------------------------------------------------------------------------------------------------------- tensor maps
+// Tensor maps, and the tiles that TMA loads by them.
 
 using TensorMap = CUtensorMap;
 
@@ -114,7 +114,7 @@ ATTNCAP_DEVICE void load_tile(const TensorMap* map, uint64_t* barrier, void* des
 
 ATTNCAP_DEVICE void prefetch(const TensorMap* map) { cute::prefetch_tma_descriptor(map); }
 
-// --------------------------------------------------------------------------------------------------------------- wgmma
+// Products of a warpgroup (wgmma).
 
 ATTNCAP_DEVICE uint64_t k_major(const void* at) { return k_major_bits(cute::cast_smem_ptr_to_uint(at)); }
 
@@ -209,7 +209,7 @@ ATTNCAP_DEVICE void pin(uint32_t (&registers)[N]) {
     for (int i = 0; i < N; ++i) cute::warpgroup_fence_operand(registers[i]);
 }
 
-// --------------------------------------------------------------------------------------------------------------- sm_80
+// Copies and products of a warp, on sm_80 and newer.
 
 // 16 bytes; zeros where they do not exist.
 ATTNCAP_DEVICE void copy_async(void* shared, const void* global, bool exists) {
@@ -243,7 +243,7 @@ ATTNCAP_DEVICE void multiply_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint
     Op::fma(d[0], d[1], d[2], d[3], a[0], a[1], a[2], a[3], b0, b1, d[0], d[1], d[2], d[3]);
 }
 
-// ---------------------------------------------------------------------------------------------------------------- warp
+// What the 32 lanes of a warp do together.
 
 template <typename V>
 ATTNCAP_DEVICE V shuffle_xor(V value, int mask) {
@@ -261,7 +261,7 @@ ATTNCAP_DEVICE uint32_t reduce_max(uint32_t value) { return __reduce_max_sync(kA
 ATTNCAP_DEVICE uint32_t reduce_min(uint32_t value) { return __reduce_min_sync(kAllLanes, value); }
 ATTNCAP_DEVICE void sync_warp() { __syncwarp(); }
 
-// ------------------------------------------------------------------------------------------------------------- numbers
+// Numbers.
 
 ATTNCAP_DEVICE float exp2(float x) {
     float y;
@@ -293,7 +293,7 @@ ATTNCAP_DEVICE void unpack(uint32_t pair, float& low, float& high) {
     high = to_float(T{uint16_t(pair >> 16)});
 }
 
-// ---------------------------------------------------------------------------------------------------------- host:
+// The host's part: launching, and making tensor maps.
 // launch
 
 using Stream = cudaStream_t;

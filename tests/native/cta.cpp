@@ -43,8 +43,6 @@ void throws(const char* what, const char* text, int threads, int shared_bytes, c
 
 uint64_t* barrier(int i = 0) { return shared_memory<uint64_t>() + i; }
 
-// ----------------------------------------------------------------------------------------------------------- barriers
-
 void check_mbarriers() {
     passes("a phase ends with its last arrival", 32, 64, [] {
         if (thread() == 0) barrier_init(barrier(), 32);
@@ -170,8 +168,6 @@ void check_registers() {
     throws("claims what it has", "claims 160 registers", 384, 0, [] { claim_registers<160>(); });
 }
 
-// ------------------------------------------------------------------------------------------------------------- memory
-
 void check_memory() {
     passes("it starts as NaNs", 32, 64, [] {
         const bool nan = std::isnan(*shared_memory<float>()) && std::isnan(to_float(*shared_memory<BFloat16>())) &&
@@ -218,9 +214,6 @@ void check_tensor_maps() {
     refuses("a negative stride", numbers, size, {128, -256, 0}, 64);
     refuses("a huge stride", numbers, size, {128, int64_t(1) << 40, 0}, 64);
 }
-
-// ------------------------------------------------------------------------------------------ what goes on beside
-// threads
 
 // A [64][64 steps] and B [64][64 steps] of ones: every element of A B^T is the number of columns.
 struct Ones {
@@ -522,8 +515,6 @@ void check_copies() {
     check::that(missing_chunks(false, false, true) >= 10, "not waited for");
     check::that(missing_chunks(true, false, false) >= 10, "not synchronised");
 }
-
-// -------------------------------------------------------------------------------------------------------------- order
 
 std::vector<int> order_of_threads(int seed) {
     std::vector<int> order;

@@ -43,7 +43,7 @@ float widened(uint16_t bits) {
 
 }  // namespace model
 
-// ---------------------------------------------------------------------------------------------------- threads of a CTA
+// Threads of a CTA.
 
 inline int thread() { return model::Cta::current().schedule.current(); }
 inline int block() { return model::Cta::current().block; }
@@ -74,7 +74,7 @@ void release_registers() {
     model::Cta::current().registers.release(N);
 }
 
-// ----------------------------------------------------------------------------------------------------------- mbarriers
+// mbarriers, each a uint64_t in shared memory.
 
 inline void barrier_init(uint64_t* barrier, int arrivals) { model::Cta::current().barriers.init(barrier, arrivals); }
 inline void barrier_fence() { model::Cta::current().barriers.fence(); }
@@ -87,7 +87,7 @@ inline void barrier_expect(uint64_t* barrier, int bytes) {
 inline void barrier_arrive(uint64_t* barrier) { barrier_expect(barrier, 0); }
 inline void barrier_wait(uint64_t* barrier, int phase) { model::Cta::current().barriers.wait(barrier, phase); }
 
-// --------------------------------------------------------------------------------------------------------- tensor maps
+// Tensor maps, and the tiles that TMA loads by them.
 
 using TensorMap = TensorShape;
 
@@ -106,7 +106,7 @@ void load_tile(const TensorMap* map, uint64_t* barrier, void* destination, int c
 
 inline void prefetch(const TensorMap*) {}
 
-// --------------------------------------------------------------------------------------------------------------- wgmma
+// Products of a warpgroup (wgmma).
 
 inline uint64_t k_major(const void* at) {
     return k_major_bits(model::Cta::current().memory.address(at, 2 * model::kDepth, "k_major"));
@@ -146,7 +146,7 @@ void pin(float (&)[N]) {}
 template <int N>
 void pin(uint32_t (&)[N]) {}
 
-// --------------------------------------------------------------------------------------------------------------- sm_80
+// Copies and products of a warp, on sm_80 and newer.
 
 inline void copy_async(void* shared, const void* global, bool exists) {
     model::Cta::current().copies.issue(shared, global, exists);
@@ -242,7 +242,7 @@ void multiply_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32
     std::memcpy(d, out.d, sizeof d);
 }
 
-// ---------------------------------------------------------------------------------------------------------------- warp
+// What the 32 lanes of a warp do together.
 
 namespace model {
 
@@ -294,9 +294,6 @@ inline uint32_t ballot(bool holds) {
 
 inline bool any(bool holds) { return model::fold_lanes("any", holds, std::bit_or<uint32_t>()) != 0; }
 inline void sync_warp() { model::fold_lanes("sync_warp", 0, std::bit_or<uint32_t>()); }
-
-// ----------------------------------------------------------------------------------------------------------------
-// launch
 
 using Stream = void*;
 
