@@ -6,6 +6,7 @@
 // Not modelled: clusters, fences between proxies, weak ordering of memory, global memory's bounds.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <functional>
