@@ -1,4 +1,4 @@
-"""The device layer (csrc/cuda/device.h), on the model of a CTA that kernels are tested on and, where it is, on a GPU."""
+"""The device layer (csrc/cuda/device.h), on the model of a CTA that runs kernels on the CPU and, where it is, a GPU."""
 
 from __future__ import annotations
 

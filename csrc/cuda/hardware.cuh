@@ -95,9 +95,6 @@ ATTNCAP_DEVICE void barrier_wait(uint64_t* barrier, int phase) {
     asm volatile("" ::: "memory");
 }
 
-// Writes of this thread to shared memory are seen by TMA and wgmma that are issued after it.
-ATTNCAP_DEVICE void fence_async() { cutlass::arch::fence_view_async_shared(); }
-
 // --------------------------------------------------------------------------------------------------------- tensor maps
 
 using TensorMap = CUtensorMap;

@@ -125,6 +125,9 @@ void check_named_barriers() {
         if (thread() < 32) named_arrive(1, 64);
         if (thread() < 32) named_arrive(1, 64);
     });
+    throws("halves of two warps", "a part of a warp is there", 64, 0, [] {
+        if (thread() % 32 < 16) named_sync(1, 32);
+    });
     throws("part of a warp", "no named barrier 1 for 40 threads", 64, 0, [] { named_sync(1, 40); });
     throws("no such barrier", "no named barrier 16", 64, 0, [] { named_sync(16, 64); });
     throws("a thread has gone", "sync_block: 63 of 64", 64, 0, [] {
@@ -426,7 +429,14 @@ void check_products() {
     throws("a panel that is not aligned", "multiple of 1024 bytes", 128, bytes, [&] {
         if (thread() > 0) return;
         barrier_init(reinterpret_cast<uint64_t*>(shared_memory<char>()), 1);
+        barrier_fence();
         load_tile(&ones.map, reinterpret_cast<uint64_t*>(shared_memory<char>()), shared_memory<char>() + 64, 0, 0, 0,
+                  0);
+    });
+    throws("TMA does not know of the mbarrier", "no barrier_fence", 128, bytes, [&] {
+        if (thread() != 0) return;
+        barrier_init(reinterpret_cast<uint64_t*>(shared_memory<char>() + kTile), 1);
+        load_tile(&ones.map, reinterpret_cast<uint64_t*>(shared_memory<char>() + kTile), shared_memory<char>(), 0, 0, 0,
                   0);
     });
     int late = 0;
@@ -437,6 +447,7 @@ void check_products() {
                 uint64_t* full = reinterpret_cast<uint64_t*>(shared_memory<char>() + kTile);
                 if (thread() != 0) return;
                 barrier_init(full, 1);
+                barrier_fence();
                 barrier_expect(full, kTile);
                 load_tile(&ones.map, full, shared_memory<char>(), 0, 0, 0, 0);
             },
