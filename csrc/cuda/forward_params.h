@@ -4,6 +4,7 @@
 #include "cuda/device.h"
 #include "cuda/schedule.h"
 #include "statistics/candidates.h"
+#include "statistics/softmax.h"
 
 namespace attncap {
 
@@ -61,6 +62,7 @@ struct ForwardParams {
     float *lse, *max_logit, *entropy, *collision, *sink_mass, *diagonal_mass, *distance, *null_mass, *offset_mass;
     float* topk_prob;
     int32_t* topk_index;
+    RowScale* scales;  // (batch, heads, total_rows), for passes that follow
     Candidate* lists;  // LIST_ENTRIES for each CTA
 };
 
