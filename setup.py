@@ -88,7 +88,7 @@ def defines_for(source: str) -> list[str]:
     if isinstance(toolkit, str):
         texts["CUDA_LACKS"] = toolkit
     else:
-        texts["CUDA"] = "yes"
+        texts["CUDA_COMPILER"] = toolkit.name
         texts["CUDA_HASH"] = source_hash("csrc/cuda/*", "csrc/statistics/*", "csrc/problem.h", also=toolkit.version)
     return [f"-DATTNCAP_{name}={json.dumps(text)}" for name, text in texts.items()]
 

@@ -62,18 +62,20 @@ def _is_aligned(tensor: Tensor) -> bool:
 def _lacks_of_device(device: torch.device) -> str | None:
     if device.type != "cuda" or torch.version.hip is not None:
         return f"it serves tensors on a GPU of NVIDIA's, got {device}"
-    major, minor = _capability(device.index)
+    return _lacks_of_gpu(device.index)
+
+
+@functools.cache
+def _lacks_of_gpu(index: int | None) -> str | None:
+    major, minor = torch.cuda.get_device_capability(index)
     if (major, minor) != CAPABILITY:
         return f"it serves compute capability 9.0 (Hopper), got {major}.{minor}"
-    return None
-
-
-def _capability(index: int | None) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(index)
+    lacking = _C.cuda_runtime_lacks()
+    return f"the CUDA runtime that it was built with does not start: {lacking}" if lacking else None
 
 
 # What torch.compiler.assume_constant_result sets (and loads the compiler for).
-_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_lacks_of_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def attention(call: Call, out: Tensor, stats: HeadStats, *, native: ModuleType = _C) -> None:

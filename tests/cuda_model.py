@@ -25,6 +25,7 @@ from building.stale import compile_stale
 
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "tests" / "native"
+FOLDER = ROOT / "build" / "cuda_model"  # what has not changed since the last session is not compiled again
 NAME = "cuda_model"
 # A kernel is tested for its meaning, so a model of it may be slow; without any optimisation it would be too slow.
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas")

@@ -110,7 +110,7 @@ def test_the_hash_names_the_kernels() -> None:
 # The qualification run.
 
 
-STAMP = dict.fromkeys(("gpu", "kernels", "commit", "driver", "cuda", "torch", "triton", "python"), "x")
+STAMP = dict.fromkeys(("gpu", "impl", "kernels", "commit", "driver", "cuda", "torch", "triton", "python"), "x")
 
 
 def parts(**passed: bool) -> dict[str, dict[str, Any]]:
@@ -120,7 +120,7 @@ def parts(**passed: bool) -> dict[str, dict[str, Any]]:
 def test_a_run_qualifies_when_it_is_exact_deterministic_and_timed(tmp_path: Path) -> None:
     path = tmp_path / qualification.RECORD
     for gpu in ("b", "a", "b"):
-        report.record(STAMP | {"gpu": gpu}, parts(exact=True, determinism=True, speed=True), path)
+        report.record(STAMP | {"gpu": gpu, "impl": "triton"}, parts(exact=True, determinism=True, speed=True), path)
     runs = json.loads(path.read_text())["runs"]
     assert [(run["impl"], run["gpu"], run[qualification.SPEED]) for run in runs] == [
         ("triton", "a", {"128": 450.0}),
