@@ -103,6 +103,7 @@ class BuildExtension(build_ext):
 
     def finalize_options(self) -> None:
         super().finalize_options()
+        self.force = True  # every source is looked at; what is up to date is not compiled
         # An editable install would put objects where the next one does not find them.
         if self.inplace or self.editable_mode:
             self.build_temp = str(ROOT / "build" / f"objects-{sys.implementation.cache_tag}")
@@ -154,8 +155,6 @@ def extension() -> Any:
     return Pybind11Extension(
         "attncap._C",
         sources=sources,
-        # Any of these being newer than the library builds what it is part of again.
-        depends=["setup.py", *relative("building/*.py", *(f"csrc/**/*.{ending}" for ending in ("h", "hpp", "inl", "cuh")))],
         include_dirs=["csrc"],
         extra_compile_args=[*COMMON_FLAGS, *sanitizer_flags()],
         extra_link_args=["-fopenmp", *sanitizer_flags(), *(toolkit.link_flags() if has_cuda else [])],

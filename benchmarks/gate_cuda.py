@@ -20,7 +20,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.gate.assembly import SPILLS, count, instructions, main_loop
+from benchmarks.gate.assembly import SPILLS, count, instructions, product_loop
 from benchmarks.gate.budgets import SLACK
 
 PROJECT = Path(__file__).parents[1]
@@ -135,7 +135,7 @@ def _figures(cubin: Path) -> Table:
 def _figures_of(name: str, registers: int, stack: int, text: str) -> Figures:
     lines = instructions(text, "cuda")
     products, copies = next(needed for kernel, needed in NEEDED.items() if kernel in name)
-    loop = main_loop(lines, "cuda")
+    loop = product_loop(lines, "cuda")
     return Figures(
         registers=registers,
         stack=stack,

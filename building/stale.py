@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +16,9 @@ def compile_stale(target: Path, command: Sequence[str], run: Callable[[list[str]
     if made_by.exists() and made_by.read_text() == text and _is_newer(target, listed):
         return
     made_by.unlink(missing_ok=True)
+    began = time.time()
     run([*command, "-MD", "-MF", str(listed)])
+    os.utime(target, (began, began))  # a file that changed meanwhile is newer
     made_by.write_text(text)
 
 

@@ -90,15 +90,32 @@ def instructions(text: str, vendor: str) -> list[str]:
 
 def main_loop(lines: list[str], vendor: str) -> list[str]:
     """The innermost loop with the most products; of several, the shortest: masks make the others longer."""
+    every = loops(lines, vendor)
+    inner = [one for one in every if not any(one != other and _holds(one, other) for other in every)]
+    return _with_most_products(lines, inner, vendor)
+
+
+def product_loop(lines: list[str], vendor: str) -> list[str]:
+    """The same, but loops without products may stand in it."""
+    every = [one for one in loops(lines, vendor) if count(lines[one[0] : one[1] + 1], MATRIX[vendor])]
+    inner = [one for one in every if not any(one != other and _holds(one, other) for other in every)]
+    return _with_most_products(lines, inner, vendor)
+
+
+def loops(lines: list[str], vendor: str) -> list[tuple[int, int]]:
+    """(first, last) line of each."""
     branch = re.compile(r"BRA.*`\((\.L\w+)\)" if vendor == "cuda" else r"s_c?branch\w*\s+(\.L\w+)")
     place = {line[:-1]: index for index, line in enumerate(lines) if line.endswith(":")}
-    loops = []
+    found_loops = []
     for index, line in enumerate(lines):
         found = branch.search(line)
         if found and place.get(found[1], index) < index:
-            loops.append((place[found[1]], index))
-    inner = [one for one in loops if not any(one != other and _holds(one, other) for other in loops)]
-    bodies = [[line for line in lines[a : b + 1] if not line.endswith(":")] for a, b in inner]
+            found_loops.append((place[found[1]], index))
+    return found_loops
+
+
+def _with_most_products(lines: list[str], spans: list[tuple[int, int]], vendor: str) -> list[str]:
+    bodies = [[line for line in lines[a : b + 1] if not line.endswith(":")] for a, b in spans]
     bodies = [body for body in bodies if count(body, MATRIX[vendor])]
     return min(bodies, key=lambda body: (-count(body, MATRIX[vendor]), len(body)), default=[])
 
