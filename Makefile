@@ -52,7 +52,7 @@ sanitize-memory: $(VENV)/.attncap-test
 		--deselect tests/test_attention.py::test_the_reference_is_the_formula -k "not triton"
 
 sanitize-lanes: $(VENV)/.attncap-test
-	ATTNCAP_SANITIZE=address,undefined $(RUN)/python -m pytest -q tests/test_lanes.py
+	ATTNCAP_SANITIZE=address,undefined $(RUN)/python -m pytest -q tests/test_lanes.py tests/test_cta_model.py
 
 # A program of its own rather than Python: torch brings a second OpenMP library, which the thread sanitizer cannot follow.
 sanitize-threads: $(VENV)/.attncap-test

@@ -22,6 +22,7 @@ from attncap.validation import Call, Extras, Options, Span
 DTYPES = (torch.bfloat16, torch.float16)
 HEAD_DIMS = (64, 128, 256)
 MOST_OFFSETS = 4
+MOST_POSITION = 2**28
 CAPABILITY = (9, 0)
 ALIGNMENT = 16  # bytes; what the tensor memory accelerator asks of addresses and strides
 
@@ -38,6 +39,8 @@ def lacks(query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Ext
             return f"it serves calls without {name}"
     if len(spec.offsets) > MOST_OFFSETS:
         return f"it serves up to {MOST_OFFSETS} offsets, got {len(spec.offsets)}"
+    if max(query.shape[-2], key.shape[-2]) > MOST_POSITION:
+        return f"it serves up to {MOST_POSITION} rows and keys, got {query.shape[-2]} and {key.shape[-2]}"
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if why := _lacks_of_layout(tensor):
             return f"{name}: {why}"
@@ -45,6 +48,8 @@ def lacks(query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Ext
 
 
 def _lacks_of_layout(tensor: Tensor) -> str | None:
+    if tensor.numel() == 0:
+        return None
     steps = [stride for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True) if size > 1]
     if tensor.stride(-1) != 1 or 0 in steps or any(step * tensor.itemsize % ALIGNMENT for step in steps):
         strides = tuple(tensor.stride())
@@ -112,10 +117,17 @@ def _fill_unseen(out: Tensor, stats: HeadStats) -> None:
 
 
 def _readable(call: Call) -> Call:
-    """The call with sink logits in float32; what a compiled program has put at an odd address is copied."""
-    sinks = call.extras.sink_logits
+    """The call as the kernels read it: a scale above 0, sink logits in float32.
+
+    What a compiled program has put at an odd address is copied.
+    """
+    sinks, scale = call.extras.sink_logits, call.options.scale
     if sinks is not None:
         call = replace(call, extras=replace(call.extras, sink_logits=sinks.to(torch.float32).contiguous()))
+    if scale <= 0:
+        # The kernels know a row's largest score by its largest product.
+        options = replace(call.options, scale=-scale or 1.0)
+        call = replace(call, query=call.query.neg() if scale < 0 else torch.zeros_like(call.query), options=options)
     moved = {
         name: tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in (("query", call.query), ("key", call.key), ("value", call.value))

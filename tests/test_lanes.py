@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
-import os
-import runpy
-import shlex
-import shutil
-import subprocess
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from attncap import _C
-
-ROOT = Path(__file__).resolve().parent.parent
-NATIVE = ROOT / "tests" / "native"
+from tests import programs
 
 # What the kernels' sources define, one per set.
 MACROS = {
@@ -40,42 +31,22 @@ def groups_of(isa: str) -> list[str]:
     return GROUPS + (OF_PAIRS if "ATTNCAP_BF16" in MACROS[isa] else [])
 
 
-def compiler() -> list[str]:
-    """The command that setup.py compiles C++ with."""
-    command = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "g++")
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"no C++ compiler {command[0]}: install g++, or name one in CXX")
-    return command
-
-
 def build_and_run(isa: str, program: Path) -> str:
-    """What the program prints for a set, with setup.py's flags but for less optimisation, which takes its time."""
-    pytest.importorskip("pybind11", reason="setup.py, whose flags are wanted, needs it")
-    setup = runpy.run_path(str(ROOT / "setup.py"))
-    flags = [*setup["COMMON_FLAGS"], "-O1", *setup["sanitizer_flags"](), *setup["flags_for"](f"attention_{isa}.cpp")]
     defines = [f"-D{macro}" for macro in (f"ATTNCAP_ISA={isa}", *MACROS[isa])]
-    source = [f"-I{ROOT / 'csrc'}", f"-I{NATIVE}", str(NATIVE / "lanes.cpp"), "-o", str(program)]
-    subprocess.run([*compiler(), *flags, *defines, *source], check=True)
-    done = subprocess.run([program], stdout=subprocess.PIPE, text=True, check=False)
-    return done.stdout + (f"program stopped with status {done.returncode}\n" if done.returncode else "")
+    programs.build("lanes.cpp", program, defines, like=f"attention_{isa}.cpp")
+    return programs.run(program)
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, str]]:
-    """What the program of a set prints, by group; test processes side by side share what the first has built."""
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    """What the program of a set prints, by group."""
+    folder = programs.shared_folder(tmp_path_factory)
 
     @functools.cache
     def of(isa: str) -> dict[str, str]:
         if isa not in _C.instruction_sets():
             pytest.skip(f"this processor has no {isa}")
-        printed = folder / f"lanes-{isa}.txt"
-        with open(folder / f"lanes-{isa}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not printed.exists():
-                printed.write_text(build_and_run(isa, folder / f"lanes-{isa}"))
-        return dict(line.split(" ", 1) for line in printed.read_text().splitlines())
+        return programs.outcomes(folder, f"lanes-{isa}", functools.partial(build_and_run, isa))
 
     return of
 

@@ -14,6 +14,7 @@ constexpr int ROWS = Forward<BFloat16, 64, Level::plain, false>::ROWS;  // of a 
 constexpr int64_t CACHED_BYTES = int64_t(16) << 20;                     // keys and values that stay in the L2 cache
 
 Level level_of(const Problem& problem) {
+    if (problem.softcap > 0) return Level::everything;
     if (problem.collision || problem.distance || !problem.offsets.empty()) return Level::everything;
     if (problem.topk > Forward<BFloat16, 64, Level::topk, false>::MOST_TOPK) return Level::everything;
     if (problem.topk > 0) return Level::topk;
@@ -42,12 +43,10 @@ Schedule schedule_of(const Problem& problem, const CudaCall& call) {
     return schedule;
 }
 
-// (columns, rows, heads, batch) of a tensor (batch, heads, rows, columns), read `box_rows` rows at a time.
-device::TensorMap map_of(const Array& array, const Problem& problem, const CudaCall& call, int64_t heads, int64_t rows,
-                         int box_rows) {
-    const int64_t size[4] = {problem.key_dim, rows, heads, call.batch};
-    const int64_t stride[3] = {2 * array.stride[2], 2 * array.stride[1], 2 * array.stride[0]};
-    return device::tensor_map(array.data, size, stride, box_rows, array.dtype == DType::bfloat16);
+TiledTensor tiled(const Array& array, const Problem& problem, const CudaCall& call, int64_t heads, int64_t rows) {
+    return {array.data,
+            {problem.key_dim, rows, heads, call.batch},
+            {2 * array.stride[2], 2 * array.stride[1], 2 * array.stride[0]}};
 }
 
 float* floats(const Array& array) { return reinterpret_cast<float*>(array.data); }
@@ -86,19 +85,11 @@ void set_outputs(ForwardParams& params, const Problem& problem, const CudaCall& 
     params.lists = reinterpret_cast<Candidate*>(call.workspace);
 }
 
-// Tiles of keys differ between kernels, and a tensor map has their size.
-int tile_keys(int64_t dim, Level level) {
-    if (dim == 256) return Forward<BFloat16, 256, Level::plain, false>::KEYS;
-    if (dim == 64) return Forward<BFloat16, 64, Level::plain, false>::KEYS;
-    return level == Level::plain ? Forward<BFloat16, 128, Level::plain, false>::KEYS
-                                 : Forward<BFloat16, 128, Level::topk, false>::KEYS;
-}
-
 template <typename T>
-void run(int64_t dim, Level level, const ForwardParams& params, int blocks, device::Stream stream) {
-    if (dim == 64) return run_forward<T, 64>(level, params, blocks, stream);
-    if (dim == 128) return run_forward<T, 128>(level, params, blocks, stream);
-    if (dim == 256) return run_forward<T, 256>(level, params, blocks, stream);
+void run(int64_t dim, const ForwardCall& call) {
+    if (dim == 64) return run_forward<T, 64>(call);
+    if (dim == 128) return run_forward<T, 128>(call);
+    if (dim == 256) return run_forward<T, 256>(call);
     throw std::invalid_argument("attention_forward: expected a head dim of 64, 128 or 256, got " + std::to_string(dim));
 }
 
@@ -108,7 +99,7 @@ int forward_tile_rows(const Problem&) { return ROWS; }
 
 int64_t forward_workspace_bytes(const Problem& problem, const CudaCall& call) {
     if (problem.topk == 0) return 0;
-    const Level level = problem.softcap > 0 ? Level::everything : level_of(problem);
+    const Level level = level_of(problem);
     const int64_t entries = level == Level::topk ? Forward<BFloat16, 64, Level::topk, false>::LIST_ENTRIES
                                                  : Forward<BFloat16, 64, Level::everything, false>::LIST_ENTRIES;
     const int64_t blocks = std::min<int64_t>(device::multiprocessors(call.device), schedule_of(problem, call).size());
@@ -116,14 +107,10 @@ int64_t forward_workspace_bytes(const Problem& problem, const CudaCall& call) {
 }
 
 void forward(const Problem& problem, const CudaCall& call) {
-    ForwardParams params{};
+    ForwardCall prepared{};
+    ForwardParams& params = prepared.params;
     params.schedule = schedule_of(problem, call);
     if (params.schedule.size() == 0) return;
-    const Level level = problem.softcap > 0 ? Level::everything : level_of(problem);
-    const int keys = tile_keys(problem.key_dim, level);
-    params.query = map_of(problem.query, problem, call, problem.heads, call.rows, ROWS);
-    params.key = map_of(problem.key, problem, call, problem.key_heads, call.keys, keys);
-    params.value = map_of(problem.value, problem, call, problem.key_heads, call.keys, keys);
     params.group = int(problem.heads / problem.key_heads);
     set_numbers(params, problem);
     params.sink_logits = floats(problem.sink_logits);
@@ -131,12 +118,16 @@ void forward(const Problem& problem, const CudaCall& call) {
     std::copy(problem.query_mask.stride, problem.query_mask.stride + 2, params.query_mask_stride);
     set_outputs(params, problem, call);
 
-    const int blocks = std::min(device::multiprocessors(call.device), params.schedule.size());
-    const auto stream = static_cast<device::Stream>(call.stream);
+    prepared.query = tiled(problem.query, problem, call, problem.heads, call.rows);
+    prepared.key = tiled(problem.key, problem, call, problem.key_heads, call.keys);
+    prepared.value = tiled(problem.value, problem, call, problem.key_heads, call.keys);
+    prepared.level = level_of(problem);
+    prepared.blocks = std::min(device::multiprocessors(call.device), params.schedule.size());
+    prepared.stream = static_cast<device::Stream>(call.stream);
     if (problem.query.dtype == DType::bfloat16)
-        run<BFloat16>(problem.key_dim, level, params, blocks, stream);
+        run<BFloat16>(problem.key_dim, prepared);
     else
-        run<Float16>(problem.key_dim, level, params, blocks, stream);
+        run<Float16>(problem.key_dim, prepared);
 }
 
 }  // namespace attncap

@@ -29,7 +29,7 @@ template <typename C>
 ATTNCAP_DEVICE void ask_scores(float (&s)[C::KEYS / 2], const char* query, const char* key) {
     using Shared = SharedTiles<C>;
     const uint64_t rows = device::k_major(query), keys = device::k_major(key);
-ATTNCAP_UNROLL
+    ATTNCAP_UNROLL
     for (int step = 0; step < C::DIM / 16; ++step) {
         const int panel = step / 4, within = step % 4 * 32;
         device::multiply<typename C::T, C::KEYS>(s, device::advance(rows, panel * Shared::QUERY_PANEL + within),
@@ -40,9 +40,10 @@ ATTNCAP_UNROLL
 
 // Adds the tile's values under the weights to the output.
 template <typename C>
-ATTNCAP_DEVICE void ask_values(float (&acc)[C::DIM / 2], const uint32_t (&weights)[C::KEYS / 16][4], const char* value) {
+ATTNCAP_DEVICE void ask_values(float (&acc)[C::DIM / 2], const uint32_t (&weights)[C::KEYS / 16][4],
+                               const char* value) {
     const uint64_t values = device::mn_major(value, SharedTiles<C>::KEY_PANEL);
-ATTNCAP_UNROLL
+    ATTNCAP_UNROLL
     for (int step = 0; step < C::KEYS / 16; ++step)
         device::multiply<typename C::T, C::DIM>(acc, weights[step], device::advance(values, step * 16 * 128), true);
     device::multiply_commit();
@@ -57,12 +58,12 @@ ATTNCAP_DEVICE void attend(float (&s)[C::KEYS / 2], float (&factor)[2], Rows<C>&
     if (!tiles.whole(tile)) hide_unseen(s, rows, block, start, params);
     if constexpr (C::EVERYTHING) note_offsets(s, rows, block, start, params);
     float peak[2], group[2][TopK<C>::GROUPS];
-ATTNCAP_UNROLL
+    ATTNCAP_UNROLL
     for (int r = 0; r < 2; ++r) {
-ATTNCAP_UNROLL
+        ATTNCAP_UNROLL
         for (int g = 0; g < TopK<C>::GROUPS; ++g) {
             group[r][g] = s[Rows<C>::place(r, 8 * g)];
-ATTNCAP_UNROLL
+            ATTNCAP_UNROLL
             for (int c = 8 * g + 1; c < 8 * g + 8; ++c) group[r][g] = larger(group[r][g], s[Rows<C>::place(r, c)]);
             peak[r] = g == 0 ? group[r][0] : larger(peak[r], group[r][g]);
         }
@@ -71,7 +72,7 @@ ATTNCAP_UNROLL
     if constexpr (C::TOPK) {
         if (params.topk > 0) candidates.collect(s, group, start, params.topk, tile == tiles.last);
     }
-ATTNCAP_UNROLL
+    ATTNCAP_UNROLL
     for (int r = 0; r < 2; ++r) factor[r] = add_to_sums(s, rows, r, peak[r], start, params.unit);
     add_masses(s, rows, block, start, params);
 }
@@ -80,14 +81,14 @@ ATTNCAP_UNROLL
 template <typename C>
 ATTNCAP_DEVICE void rescale(float (&acc)[C::DIM / 2], const float (&factor)[2]) {
     if (!device::any(factor[0] != 1.0f || factor[1] != 1.0f)) return;
-ATTNCAP_UNROLL
+    ATTNCAP_UNROLL
     for (int i = 0; i < C::DIM / 2; ++i) acc[i] *= factor[i / 2 % 2];
 }
 
 // Accumulators of scores are, pair by pair, the left factor's fragments of the next product.
 template <typename C>
 ATTNCAP_DEVICE void round_weights(uint32_t (&weights)[C::KEYS / 16][4], const float (&s)[C::KEYS / 2]) {
-ATTNCAP_UNROLL
+    ATTNCAP_UNROLL
     for (int i = 0; i < C::KEYS / 4; ++i) weights[i / 4][i % 4] = device::pack<typename C::T>(s[2 * i], s[2 * i + 1]);
 }
 
@@ -111,22 +112,23 @@ struct Consumer {
         for (int index = device::block(); index < params.schedule.size(); index += device::blocks()) {
             const Block block = params.schedule.at(index, C::ROWS);
             float acc[C::DIM / 2];
-ATTNCAP_UNROLL
+            ATTNCAP_UNROLL
             for (int i = 0; i < C::DIM / 2; ++i) acc[i] = 0.0f;
             Rows<C> rows;
             TopK<C> candidates;
             rows.begin(block, params.hidden);
             if constexpr (C::TOPK) {
-                const bool counts[2] = {place_of(rows, 0, block, params).counts, place_of(rows, 1, block, params).counts};
+                const bool counts[2] = {place_of(rows, 0, block, params).counts,
+                                        place_of(rows, 1, block, params).counts};
                 candidates.begin(params, counts);
             }
             const Walk tiles = walk(block, C::ROWS, C::KEYS, params.left, params.right);
             if (!tiles.empty()) attend_all(acc, rows, candidates, block, tiles);
-            finish(acc, rows, candidates, block, params);
+            finish(acc, rows, candidates, params.schedule.at(device::again(index), C::ROWS), params);
         }
     }
 
-private:
+  private:
     ATTNCAP_DEVICE void attend_all(float (&acc)[C::DIM / 2], Rows<C>& rows, TopK<C>& candidates, const Block& block,
                                    const Walk& tiles) {
         const char* query = shared.query + warpgroup * 64 * 128;
@@ -173,7 +175,8 @@ private:
     }
 
     // Registers that the tensor cores read or write stay where they are across an asking and its wait.
-    ATTNCAP_DEVICE void pin_all(float (&acc)[C::DIM / 2], float (&s)[C::KEYS / 2], uint32_t (&weights)[C::KEYS / 16][4]) {
+    ATTNCAP_DEVICE void pin_all(float (&acc)[C::DIM / 2], float (&s)[C::KEYS / 2],
+                                uint32_t (&weights)[C::KEYS / 16][4]) {
         device::pin(acc);
         device::pin(s);
         for (auto& fragment : weights) device::pin(fragment);

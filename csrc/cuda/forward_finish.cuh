@@ -61,7 +61,7 @@ ATTNCAP_DEVICE void write_statistics(const RowResult& result, float sink, float 
 template <typename C>
 ATTNCAP_DEVICE void write_offsets(const Rows<C>& rows, int r, float share, const Place& place,
                                   const ForwardParams& params) {
-ATTNCAP_UNROLL
+    ATTNCAP_UNROLL
     for (int i = 0; i < MOST_OFFSETS; ++i) {
         if (i >= params.offsets) continue;
         const float x = quad_largest(rows.offset_x[r][i]);
@@ -78,7 +78,7 @@ ATTNCAP_DEVICE void write_out(const float (&acc)[C::DIM / 2], int r, const RowRe
     const int64_t place = block.batch * params.out_stride[0] + block.head * params.out_stride[1] +
                           (block.row0 + row) * params.out_stride[2];
     char* out = params.out + 2 * (place + 2 * (lane() % 4));
-ATTNCAP_UNROLL
+    ATTNCAP_UNROLL
     for (int j = 0; j < C::DIM / 8; ++j) {
         // Rows without a key share tiles with others, whose values may be no numbers.
         const float low = result.sees ? acc[4 * j + 2 * r] * result.share : 0.0f;
@@ -92,7 +92,7 @@ ATTNCAP_DEVICE void finish(const float (&acc)[C::DIM / 2], Rows<C>& rows, TopK<C
                            const ForwardParams& params) {
     const bool null_given = params.sink_logits != nullptr;
     const float null_bits = null_given ? params.sink_logits[block.head] * LOG2_E : 0.0f;
-ATTNCAP_UNROLL
+    ATTNCAP_UNROLL
     for (int r = 0; r < 2; ++r) {
         const Place place = place_of(rows, r, block, params);
         const RowResult result =

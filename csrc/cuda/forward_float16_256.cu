@@ -1,3 +1,3 @@
 #include "cuda/forward_kernels.cuh"
 
-template void attncap::run_forward<attncap::Float16, 256>(Level, const ForwardParams&, int, device::Stream);
+template void attncap::run_forward<attncap::Float16, 256>(const ForwardCall&);

@@ -7,23 +7,27 @@
 namespace attncap {
 
 template <typename C>
-void run_kernel(const ForwardParams& params, int blocks, device::Stream stream) {
-    device::launch(&attention_forward<C>, blocks, C::THREADS, int(sizeof(SharedTiles<C>)), stream, "attention_forward",
-                   params);
+void run_kernel(const ForwardCall& call) {
+    ForwardParams params = call.params;
+    params.query = call.query.map<typename C::T>(C::ROWS);
+    params.key = call.key.map<typename C::T>(C::KEYS);
+    params.value = call.value.map<typename C::T>(C::KEYS);
+    device::launch(&attention_forward<C>, call.blocks, C::THREADS, int(sizeof(SharedTiles<C>)), call.stream,
+                   "attention_forward", params);
 }
 
 template <typename T, int DIM>
-void run_forward(Level level, const ForwardParams& params, int blocks, device::Stream stream) {
-    if (params.softcap > 0.0f) return run_kernel<Forward<T, DIM, Level::everything, true>>(params, blocks, stream);
-    switch (level) {
+void run_forward(const ForwardCall& call) {
+    if (call.params.softcap > 0.0f) return run_kernel<Forward<T, DIM, Level::everything, true>>(call);
+    switch (call.level) {
         case Level::plain:
-            return run_kernel<Forward<T, DIM, Level::plain, false>>(params, blocks, stream);
+            return run_kernel<Forward<T, DIM, Level::plain, false>>(call);
         case Level::entropy:
-            return run_kernel<Forward<T, DIM, Level::entropy, false>>(params, blocks, stream);
+            return run_kernel<Forward<T, DIM, Level::entropy, false>>(call);
         case Level::topk:
-            return run_kernel<Forward<T, DIM, Level::topk, false>>(params, blocks, stream);
+            return run_kernel<Forward<T, DIM, Level::topk, false>>(call);
         case Level::everything:
-            return run_kernel<Forward<T, DIM, Level::everything, false>>(params, blocks, stream);
+            return run_kernel<Forward<T, DIM, Level::everything, false>>(call);
     }
 }
 

@@ -61,7 +61,7 @@ ATTNCAP_DEVICE float quad_sum(float x) {
 
 template <int N>
 ATTNCAP_DEVICE void cap_scores(float (&s)[N], const ForwardParams& params) {
-ATTNCAP_UNROLL
+    ATTNCAP_UNROLL
     for (int i = 0; i < N; ++i) s[i] = soft_capped(s[i], params.scale_by_cap, params.softcap);
 }
 
@@ -77,11 +77,11 @@ template <typename C>
 ATTNCAP_DEVICE void hide_unseen(float (&s)[C::KEYS / 2], const Rows<C>& rows, const Block& block, int start,
                                 const ForwardParams& params) {
     const int key = Rows<C>::first_key(start);
-ATTNCAP_UNROLL
+    ATTNCAP_UNROLL
     for (int r = 0; r < 2; ++r) {
         const int position = rows.position + 8 * r, last = position + params.right;
         const Band seen = {position - params.left - key, (last < block.keys ? last : block.keys - 1) - key};
-ATTNCAP_UNROLL
+        ATTNCAP_UNROLL
         for (int c = 0; c < Rows<C>::COLUMNS; ++c)
             if (!seen.holds(Rows<C>::column(c))) s[Rows<C>::place(r, c)] = params.hidden;
     }
@@ -89,14 +89,15 @@ ATTNCAP_UNROLL
 
 // Scores become 2^t, t their bits less the new peak's, and join the sums of row r; the factor of the sums before.
 template <typename C>
-ATTNCAP_DEVICE float add_to_sums(float (&s)[C::KEYS / 2], Rows<C>& rows, int r, float tile_peak, int start, float unit) {
+ATTNCAP_DEVICE float add_to_sums(float (&s)[C::KEYS / 2], Rows<C>& rows, int r, float tile_peak, int start,
+                                 float unit) {
     const float peak = larger(rows.peak[r], tile_peak), reference = peak * unit;
     const Rescaling by = rescaling(rows.peak[r] * unit, reference);
     rows.peak[r] = peak;
     // Two chains of sums, for one would wait for its own additions.
     RowSums sums[2] = {rescaled(rows.sums[r], by), RowSums{}};
     const float ahead = float(rows.position + 8 * r - Rows<C>::first_key(start));
-ATTNCAP_UNROLL
+    ATTNCAP_UNROLL
     for (int c = 0; c < Rows<C>::COLUMNS; ++c) {
         float& x = s[Rows<C>::place(r, c)];
         RowSums& into = sums[c % 2];
@@ -122,9 +123,8 @@ ATTNCAP_UNROLL
 template <typename C>
 ATTNCAP_DEVICE float mass_of_band(const float (&s)[C::KEYS / 2], int r, const Band& band) {
     float mass = 0.0f;
-ATTNCAP_UNROLL
-    for (int c = 0; c < Rows<C>::COLUMNS; ++c)
-        mass += band.holds(Rows<C>::column(c)) ? s[Rows<C>::place(r, c)] : 0.0f;
+    ATTNCAP_UNROLL
+    for (int c = 0; c < Rows<C>::COLUMNS; ++c) mass += band.holds(Rows<C>::column(c)) ? s[Rows<C>::place(r, c)] : 0.0f;
     return mass;
 }
 
@@ -141,11 +141,11 @@ ATTNCAP_DEVICE void add_masses(const float (&s)[C::KEYS / 2], Rows<C>& rows, con
     const int key = Rows<C>::first_key(start);
     const int first = block.first_position(), last = first + C::ROWS - 1;
     if (start < params.sink) {
-ATTNCAP_UNROLL
+        ATTNCAP_UNROLL
         for (int r = 0; r < 2; ++r) rows.sink[r] += mass_of_band<C>(s, r, {-key, params.sink - 1 - key});
     }
     if (params.diagonal >= 0 && touches<C>(start, first - params.diagonal, last + params.diagonal)) {
-ATTNCAP_UNROLL
+        ATTNCAP_UNROLL
         for (int r = 0; r < 2; ++r) {
             const int ahead = rows.position + 8 * r - key;
             rows.diagonal[r] += mass_of_band<C>(s, r, {ahead - params.diagonal, ahead + params.diagonal});
@@ -158,15 +158,15 @@ template <typename C>
 ATTNCAP_DEVICE void note_offsets(const float (&s)[C::KEYS / 2], Rows<C>& rows, const Block& block, int start,
                                  const ForwardParams& params) {
     const int first = block.first_position(), key = Rows<C>::first_key(start);
-ATTNCAP_UNROLL
+    ATTNCAP_UNROLL
     for (int i = 0; i < MOST_OFFSETS; ++i) {
         if (i >= params.offsets) continue;
         const int offset = params.offset[i];
         if (!touches<C>(start, first + offset, first + C::ROWS - 1 + offset)) continue;
-ATTNCAP_UNROLL
+        ATTNCAP_UNROLL
         for (int r = 0; r < 2; ++r) {
             const int wanted = rows.position + 8 * r + offset - key;
-ATTNCAP_UNROLL
+            ATTNCAP_UNROLL
             for (int c = 0; c < Rows<C>::COLUMNS; ++c)
                 if (Rows<C>::column(c) == wanted) rows.offset_x[r][i] = s[Rows<C>::place(r, c)];
         }

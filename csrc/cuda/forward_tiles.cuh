@@ -49,6 +49,7 @@ ATTNCAP_DEVICE void fill(const device::TensorMap& map, uint64_t* empty, uint64_t
                          int head, int batch) {
     device::barrier_wait(empty, parity ^ 1);
     device::barrier_expect(full, PANELS * PANEL_BYTES);
+    ATTNCAP_KEEP_ROLLED
     for (int panel = 0; panel < PANELS; ++panel)
         device::load_tile(&map, full, slot + panel * PANEL_BYTES, 64 * panel, row, head, batch);
 }
@@ -66,8 +67,10 @@ ATTNCAP_DEVICE void produce(const ForwardParams& params, SharedTiles<C>& shared)
         const Walk tiles = walk(block, C::ROWS, C::KEYS, params.left, params.right);
         if (tiles.empty()) continue;
         fill<C::PANELS, Shared::QUERY_PANEL>(params.query, &shared.query_empty, &shared.query_full, shared.query,
-                                             Ring<1>::parity(blocks_done++), block.row0 + block.first_row, block.head, block.batch);
+                                             Ring<1>::parity(blocks_done++), block.row0 + block.first_row, block.head,
+                                             block.batch);
         const int head = block.head / params.group;
+        ATTNCAP_KEEP_ROLLED
         for (int tile = tiles.last; tile >= tiles.first; --tile, ++tiles_done) {
             const int slot = Ring<C::STAGES>::slot(tiles_done), parity = Ring<C::STAGES>::parity(tiles_done);
             const int row = block.key0 + tile * C::KEYS;

@@ -6,7 +6,7 @@
 namespace attncap {
 
 ATTNCAP_DEVICE Candidate quad_first(Candidate candidate) {
-ATTNCAP_UNROLL
+    ATTNCAP_UNROLL
     for (int mask = 1; mask <= 2; mask *= 2) {
         const Candidate other = {device::shuffle_xor(candidate.score, mask), device::shuffle_xor(candidate.key, mask)};
         if (precedes(other, candidate)) candidate = other;
@@ -21,13 +21,17 @@ struct TopK {
     Best<(C::FEW > 0 ? C::FEW : 1)> best[2];
     float bound[2];  // what a score must reach; infinite for rows that do not count
     int count[2];
-    Candidate* entries;
+    Candidate* lists;  // of all CTAs
 
-    ATTNCAP_DEVICE CandidateList list(int r) const { return {entries + 32 * r, 64, count[r]}; }
+    // Where the list is found again each time: it is seldom wanted, and registers are dear.
+    ATTNCAP_DEVICE CandidateList list(int r) const {
+        const int thread = device::again(device::thread()), warp = thread / 32 - 4;
+        Candidate* own = lists + device::block() * C::LIST_ENTRIES + warp * 64 * C::CAPACITY;
+        return {own + 32 * r + thread % 32, 64, count[r]};
+    }
 
     ATTNCAP_DEVICE void begin(const ForwardParams& params, const bool (&counts)[2]) {
-        const int warp = device::thread() / 32 - 4;
-        entries = params.lists + device::block() * C::LIST_ENTRIES + warp * 64 * C::CAPACITY + lane();
+        lists = params.lists;
         for (int r = 0; r < 2; ++r) {
             best[r].clear(params.hidden);
             // The least that is above the hidden score, which is negative.
@@ -41,22 +45,22 @@ struct TopK {
                                 bool first) {
         if (C::FEW > 0 && first) bound_by_groups(group);
         bool mine = false;
-ATTNCAP_UNROLL
-        for (int r = 0; r < 2; ++r)
-ATTNCAP_UNROLL
-            for (int g = 0; g < GROUPS; ++g) mine = mine || group[r][g] >= bound[r];
+        ATTNCAP_UNROLL
+        for (int r = 0; r < 2; ++r) ATTNCAP_UNROLL
+        for (int g = 0; g < GROUPS; ++g) mine = mine || group[r][g] >= bound[r];
         if (!device::any(mine)) return;
         if (device::any(larger_count() > C::CAPACITY - Rows<C>::COLUMNS)) cut(topk);
-ATTNCAP_UNROLL
+        ATTNCAP_UNROLL
         for (int r = 0; r < 2; ++r) {
-ATTNCAP_UNROLL
+            ATTNCAP_UNROLL
             for (int g = 0; g < GROUPS; ++g)
                 if (group[r][g] >= bound[r]) append_group(s, r, g, start);
             if (C::FEW > 0) bound[r] = larger(bound[r], quad_smallest(best[r].least()));
         }
     }
 
-    // Writes the top k of row r, whose probabilities are 2^(x unit - reference) times `share`; none if it does not count.
+    // Writes the top k of row r, whose probabilities are 2^(x unit - reference) times `share`; none if it does not
+    // count.
     ATTNCAP_DEVICE void write(int r, bool counts, float unit, float reference, float share, int topk, float* prob,
                               int32_t* index) {
         CandidateList own = list(r);
@@ -71,15 +75,15 @@ ATTNCAP_UNROLL
         }
     }
 
-private:
+  private:
     ATTNCAP_DEVICE int larger_count() const { return count[0] > count[1] ? count[0] : count[1]; }
 
     // Before the first scores are taken: each group's largest is a score of its own, so that they bound too.
     ATTNCAP_DEVICE void bound_by_groups(const float (&group)[2][GROUPS]) {
-ATTNCAP_UNROLL
+        ATTNCAP_UNROLL
         for (int r = 0; r < 2; ++r) {
             auto largest = best[r];
-ATTNCAP_UNROLL
+            ATTNCAP_UNROLL
             for (int g = 0; g < GROUPS; ++g) largest.add(group[r][g]);
             bound[r] = larger(bound[r], quad_smallest(largest.least()));
         }
@@ -87,7 +91,7 @@ ATTNCAP_UNROLL
 
     ATTNCAP_DEVICE void append_group(const float (&s)[C::KEYS / 2], int r, int group, int start) {
         CandidateList own = list(r);
-ATTNCAP_UNROLL
+        ATTNCAP_UNROLL
         for (int c = 8 * group; c < 8 * group + 8; ++c) {
             const float x = s[Rows<C>::place(r, c)];
             if (!(x >= bound[r])) continue;  // nor what is no number
@@ -99,7 +103,7 @@ ATTNCAP_UNROLL
 
     // Leaves of each row's candidates its top k so far.
     ATTNCAP_DEVICE void cut(int topk) {
-ATTNCAP_UNROLL
+        ATTNCAP_UNROLL
         for (int r = 0; r < 2; ++r) {
             CandidateList own = list(r);
             Candidate last = {infinity(), -1};

@@ -95,9 +95,6 @@ ATTNCAP_DEVICE void barrier_wait(uint64_t* barrier, int phase) {
     asm volatile("" ::: "memory");
 }
 
-// Writes of this thread to shared memory are seen by TMA and wgmma that are issued after it.
-ATTNCAP_DEVICE void fence_async() { cutlass::arch::fence_view_async_shared(); }
-
 // --------------------------------------------------------------------------------------------------------- tensor maps
 
 using TensorMap = CUtensorMap;
@@ -143,6 +140,7 @@ struct Wgmma;
         using Registers = cute::SM90::GMMA::MMA_64x##N##x16_F32F16F16_RS<Major::K, Major::MN>;   \
     };
 
+ATTNCAP_WGMMA(32)
 ATTNCAP_WGMMA(64)
 ATTNCAP_WGMMA(80)
 ATTNCAP_WGMMA(96)
@@ -190,6 +188,12 @@ ATTNCAP_DEVICE void multiply_commit() { cute::warpgroup_commit_batch(); }
 template <int N>
 ATTNCAP_DEVICE void multiply_wait() {
     cute::warpgroup_wait<N>();
+}
+
+// The same number, of which the compiler knows nothing: what is computed of it again is not kept in registers since.
+ATTNCAP_DEVICE int again(int number) {
+    asm volatile("" : "+r"(number));
+    return number;
 }
 
 // Keeps the compiler from moving the registers' reads and writes over what stands here.

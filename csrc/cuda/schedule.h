@@ -11,7 +11,8 @@ namespace attncap {
 constexpr int MOST_POSITION = 1 << 28;
 constexpr int UNLIMITED = 1 << 30;  // a side of a window, or an offset, that reaches past every key
 
-// Rows of one head: `first_row` and `rows` are of the block's own sequence, whose rows and keys begin at `row0`, `key0`.
+// Rows of one head: `first_row` and `rows` are of the block's own sequence, whose rows and keys begin at `row0`,
+// `key0`.
 struct Block {
     int batch, head, first_row;
     int row0, rows, key0, keys, offset;

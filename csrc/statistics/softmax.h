@@ -45,44 +45,61 @@ ATTNCAP_INLINE RowSums rescaled(const RowSums& sums, const Rescaling& by) {
     return now;
 }
 
+ATTNCAP_INLINE RowSums added(const RowSums& a, const RowSums& b) {
+    return {a.total + b.total, a.weighted + b.weighted, a.squares + b.squares, a.distance + b.distance};
+}
+
+// Sums over a part of a row's outcomes, and what they are relative to.
+struct Partial {
+    float reference;
+    RowSums sums;
+};
+
+// The sums over both parts, relative to the larger reference.
+ATTNCAP_INLINE Partial joined(const Partial& a, const Partial& b) {
+    const float reference = larger(a.reference, b.reference);
+    return {reference, added(rescaled(a.sums, rescaling(a.reference, reference)),
+                             rescaled(b.sums, rescaling(b.reference, reference)))};
+}
+
+// The outcome without a key: it has a probability, and a part in the entropy alone.
+ATTNCAP_INLINE Partial null_outcome(float bits) { return {larger(bits, -0.25f * LARGEST), {1.0f, 0.0f, 0.0f, 0.0f}}; }
+
+// What turns scores of a row into probabilities: p = 2^(x unit - reference - bits). Apart, for their sum has lost the
+// digits of large scores; without a key, or where the row does not count, every p is 0.
+struct RowScale {
+    float reference = 0.0f, bits = infinity();
+};
+
 // Statistics of a row, masses apart: those of no key where it sees none.
 struct RowResult {
     bool sees = false;
-    float lse, max_logit = 0.0f, entropy = 0.0f, collision = 0.0f, distance = 0.0f, null_mass = 0.0f;
+    float lse = -infinity(), max_logit = -infinity();
+    float entropy = 0.0f, collision = 0.0f, distance = 0.0f, null_mass = 0.0f;
     float share = 0.0f;  // what a sum of 2^t times something is multiplied by to become a sum over probabilities
+    RowScale scale;
 };
 
-// The row of sums over all its keys. `hidden` stands for keys it does not see, `score` is what a step of 1 in x is worth; `null_bits`, the bits of the outcome
-// without a key, counts if `null_given`.
-ATTNCAP_INLINE RowResult finished(RowSums sums, float peak, float hidden, float unit, float score, bool null_given,
-                                  float null_bits) {
+// The row of sums over all its keys, relative to `peak`. `hidden` stands for keys it does not see, `score` is what a
+// step of 1 in x is worth; `null_bits`, the bits of the outcome without a key, counts if `null_given`.
+ATTNCAP_INLINE RowResult finished(const RowSums& sums, float peak, float hidden, float unit, float score,
+                                  bool null_given, float null_bits) {
     RowResult row;
-    row.lse = -infinity();
     row.sees = peak > hidden;
-    if (!row.sees) {
-        row.max_logit = -infinity();
-        return row;
-    }
-    float reference = peak * unit, factor = 1.0f, null_total = 0.0f;
-    if (null_given && null_bits > -infinity()) {
-        const float highest = larger(reference, null_bits);
-        const Rescaling by = rescaling(reference, highest);
-        const float t = larger(null_bits - highest, LEAST_BITS);
-        sums = rescaled(sums, by);
-        null_total = power_of_two(t);
-        sums.total += null_total;
-        sums.weighted += null_total * t;
-        reference = highest;
-        factor = by.factor;
-    }
-    const float bits = logarithm(sums.total), inverse = 1.0f / sums.total;
-    row.share = factor * inverse;
-    row.lse = (reference + bits) * LN_2;
+    if (!row.sees) return row;
+    const float own = peak * unit;
+    Partial all = {own, sums};
+    const bool with_null = null_given && null_bits > -infinity();
+    if (with_null) all = joined(all, null_outcome(null_bits));
+    const float bits = logarithm(all.sums.total), inverse = 1.0f / all.sums.total;
+    row.scale = {all.reference, bits};
+    row.share = rescaling(own, all.reference).factor * inverse;
+    row.lse = (all.reference + bits) * LN_2;
     row.max_logit = peak * score;
-    row.entropy = larger((bits - sums.weighted * inverse) * LN_2, 0.0f);
-    row.collision = sums.squares * (inverse * inverse);
-    row.distance = sums.distance * inverse;
-    row.null_mass = null_total * inverse;
+    row.entropy = larger((bits - all.sums.weighted * inverse) * LN_2, 0.0f);
+    row.collision = all.sums.squares * (inverse * inverse);
+    row.distance = all.sums.distance * inverse;
+    if (with_null) row.null_mass = rescaling(null_bits, all.reference).factor * inverse;
     return row;
 }
 
@@ -92,7 +109,8 @@ ATTNCAP_INLINE float soft_capped(float product, float scale_by_cap, float cap) {
     const float decay = power_of_two(-2.0f * LOG2_E * away);
     const float far = 1.0f - 2.0f * decay / (1.0f + decay);
     const float square = y * y;
-    const float near = y * (1.0f + square * (-1.0f / 3 + square * (2.0f / 15 + square * (-17.0f / 315 + square * (62.0f / 2835)))));
+    const float near =
+        y * (1.0f + square * (-1.0f / 3 + square * (2.0f / 15 + square * (-17.0f / 315 + square * (62.0f / 2835)))));
     return cap * (away < 0.25f ? near : y < 0.0f ? -far : far);
 }
 

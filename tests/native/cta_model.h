@@ -77,7 +77,7 @@ void release_registers() {
 // ----------------------------------------------------------------------------------------------------------- mbarriers
 
 inline void barrier_init(uint64_t* barrier, int arrivals) { model::Cta::current().barriers.init(barrier, arrivals); }
-inline void barrier_fence() {}
+inline void barrier_fence() { model::Cta::current().barriers.fence(); }
 
 inline void barrier_expect(uint64_t* barrier, int bytes) {
     model::Cta::current().barriers.arrive(barrier, bytes);
@@ -86,7 +86,6 @@ inline void barrier_expect(uint64_t* barrier, int bytes) {
 
 inline void barrier_arrive(uint64_t* barrier) { barrier_expect(barrier, 0); }
 inline void barrier_wait(uint64_t* barrier, int phase) { model::Cta::current().barriers.wait(barrier, phase); }
-inline void fence_async() {}
 
 // --------------------------------------------------------------------------------------------------------- tensor maps
 
@@ -139,6 +138,8 @@ void multiply_wait() {
     static_assert(N >= 0 && N <= 7, "wgmma.wait_group takes 0 to 7");
     model::Cta::current().products.wait(N);
 }
+
+inline int again(int number) { return number; }
 
 template <int N>
 void pin(float (&)[N]) {}

@@ -3,9 +3,9 @@
 #pragma once
 
 #include <array>
-#include <bitset>
 #include <cstring>
 #include <string>
+#include <unordered_map>
 
 #include "model/memory.h"
 #include "model/schedule.h"
@@ -29,6 +29,14 @@ class Barriers {
         state.mark = kMark;
         state.arrivals = state.pending = unsigned(arrivals);
         store(at, state);
+        fenced_ = false;
+    }
+
+    void fence() { fenced_ = true; }
+
+    // Before TMA is told of an mbarrier.
+    void require_fence() const {
+        if (!fenced_) throw Fault("load_tile: no barrier_fence since the last barrier_init");
     }
 
     void arrive(uint64_t* at, int expected_bytes) {
@@ -50,7 +58,7 @@ class Barriers {
         if (parity != 0 && parity != 1)
             throw Fault(name(at) + ": a phase has parity 0 or 1, not " + std::to_string(parity));
         schedule_.wait_until(
-            at, [&] { return int(load(at).parity) != parity; },
+            &waiting_[at], [&] { return int(load(at).parity) != parity; },
             [&] {
                 const State state = load(at);
                 return name(at) + ", phase of parity " + std::to_string(parity) + ": " + std::to_string(state.pending) +
@@ -62,18 +70,24 @@ class Barriers {
     void named_arrive(int id, int threads) {
         require_named(id, threads);
         Named& barrier = named_[size_t(id)];
-        const size_t thread = size_t(schedule_.current());
-        if (barrier.arrived.none()) barrier.threads = threads;
+        if (barrier.arrived == 0) barrier.threads = threads;
         if (barrier.threads != threads) {
             throw Fault(name(id) + ": for " + std::to_string(barrier.threads) + " and for " + std::to_string(threads) +
                         " threads at once");
         }
-        if (barrier.arrived[thread]) throw Fault(name(id) + ": a thread arrives twice");
-        barrier.arrived.set(thread);
-        if (int(barrier.arrived.count()) < threads) return;
-        barrier.arrived.reset();
+        uint32_t& lanes = barrier.lanes[size_t(schedule_.current() / kWarp)];
+        const uint32_t lane = uint32_t(1) << schedule_.current() % kWarp;
+        if (lanes & lane) throw Fault(name(id) + ": a thread arrives twice");
+        lanes |= lane;
+        if (++barrier.arrived < threads) return;
+        for (uint32_t& each : barrier.lanes) {
+            if (each != 0 && each != kAllOfThem)
+                throw Fault(name(id) + ": a part of a warp is there, all of it must be");
+            each = 0;
+        }
+        barrier.arrived = 0;
         ++barrier.phase;
-        schedule_.wake(&barrier);
+        schedule_.wake(&barrier.waiting);
     }
 
     void named_sync(int id, int threads) {
@@ -82,16 +96,17 @@ class Barriers {
         const int64_t phase = barrier.phase;
         named_arrive(id, threads);
         schedule_.wait_until(
-            &barrier, [&] { return barrier.phase > phase; },
+            &barrier.waiting, [&] { return barrier.phase > phase; },
             [&] {
-                return name(id) + ": " + std::to_string(barrier.arrived.count()) + " of " +
-                       std::to_string(barrier.threads) + " threads are there";
+                return name(id) + ": " + std::to_string(barrier.arrived) + " of " + std::to_string(barrier.threads) +
+                       " threads are there";
             });
     }
 
   private:
     static constexpr int kMostArrivals = 1023;
     static constexpr unsigned kMark = 0x6d62;
+    static constexpr uint32_t kAllOfThem = 0xffffffff;
 
     // An mbarrier as it lies in shared memory, so that it suffers from what is written over it.
     struct State {
@@ -105,13 +120,17 @@ class Barriers {
 
     struct Named {
         int threads = 0;
-        std::bitset<1024> arrived;
+        int arrived = 0;
+        std::array<uint32_t, 32> lanes{};  // of each warp, that have arrived
         int64_t phase = 0;
+        Queue waiting;
     };
 
     Schedule& schedule_;
     const Memory& memory_;
     std::array<Named, 16> named_;
+    std::unordered_map<const uint64_t*, Queue> waiting_;  // for an mbarrier
+    bool fenced_ = true;
 
     std::string name(const uint64_t* at) const {
         return "the mbarrier at byte " + std::to_string(memory_.address(at, sizeof *at, "mbarrier"));
@@ -137,7 +156,7 @@ class Barriers {
             state.pending = state.arrivals;
         }
         store(at, state);
-        if (complete) schedule_.wake(at);
+        if (complete) schedule_.wake(&waiting_[at]);
     }
 
     void require_named(int id, int threads) const {

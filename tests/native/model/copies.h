@@ -27,6 +27,7 @@ class TileLoads : public Engine {
     TileLoads(Memory* memory, Barriers* barriers) : memory_(*memory), barriers_(*barriers) {}
 
     void issue(const TensorShape& tensor, uint64_t* barrier, void* destination, const int (&first)[4]) {
+        barriers_.require_fence();
         const int bytes = tensor.box_rows * kRowBytes;
         const uint32_t address = memory_.address(destination, bytes, "load_tile");
         if (address % kGroupBytes != 0) throw Fault("load_tile: a panel starts at a multiple of 1024 bytes");
@@ -101,6 +102,7 @@ class ChunkCopies : public Engine {
         OfThread& mine = of_current();
         mine.under_way.push_back(
             {static_cast<char*>(destination), exists ? static_cast<const char*>(source) : nullptr, mine.groups});
+        ++under_way_;
     }
 
     void commit() { ++of_current().groups; }
@@ -116,6 +118,7 @@ class ChunkCopies : public Engine {
     }
 
     bool step(Random* random) override {
+        if (under_way_ == 0) return false;
         const int count = int(of_thread_.size()), first = random->below(count);
         for (int i = 0; i < count; ++i) {
             std::vector<Copy>& copies = of_thread_[size_t((first + i) % count)].under_way;
@@ -142,10 +145,12 @@ class ChunkCopies : public Engine {
     Schedule& schedule_;
     Memory& memory_;
     std::vector<OfThread> of_thread_;
+    int64_t under_way_ = 0;
 
     OfThread& of_current() { return of_thread_[size_t(schedule_.current())]; }
 
-    static void perform(const Copy& copy) {
+    void perform(const Copy& copy) {
+        --under_way_;
         if (copy.from) {
             std::memcpy(copy.to, copy.from, kBytes);
         } else {

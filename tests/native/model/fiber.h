@@ -25,7 +25,7 @@ class Stack {
   public:
     static constexpr size_t kBytes = size_t(1) << 18;
 
-    Stack() : guard_(size_t(sysconf(_SC_PAGESIZE))) {
+    explicit Stack(size_t number) : guard_(size_t(sysconf(_SC_PAGESIZE))), unused_(number * kOffset % kOffsets) {
         void* memory = mmap(nullptr, guard_ + kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (memory == MAP_FAILED) throw std::bad_alloc();
         memory_ = static_cast<char*>(memory);
@@ -36,10 +36,12 @@ class Stack {
     Stack& operator=(const Stack&) = delete;
 
     char* bottom() const { return memory_ + guard_; }
-    char* top() const { return bottom() + kBytes; }
+    // Stacks start at different offsets: the same one would put the tops of all into a few lines of the caches.
+    char* top() const { return bottom() + kBytes - unused_; }
 
   private:
-    const size_t guard_;
+    static constexpr size_t kOffset = 1600, kOffsets = size_t(1) << 16;
+    const size_t guard_, unused_;
     char* memory_;
 };
 

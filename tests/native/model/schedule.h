@@ -8,7 +8,6 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -35,12 +34,15 @@ class Engine {
     virtual bool step(Random* random) = 0;
 };
 
+// Threads that wait for the same thing.
+using Queue = std::vector<int>;
+
 class Schedule {
   public:
     Schedule(int threads, uint64_t seed, std::function<void()> body)
         : random(seed), body_(std::move(body)), threads_(size_t(threads)), runnable_(size_t(threads / kWarp)) {
         draw_habits();
-        while (stacks().size() < threads_.size()) stacks().push_back(std::make_unique<Stack>());
+        while (stacks().size() < threads_.size()) stacks().push_back(std::make_unique<Stack>(stacks().size()));
         for (int i = 0; i < threads; ++i) {
             threads_[size_t(i)].context.prepare(*stacks()[size_t(i)], enter);
             make_runnable(i);
@@ -77,23 +79,21 @@ class Schedule {
         leave();
     }
 
-    // Returns once `holds`; others must call wake(key) when they have made it so. `what` says what is waited for.
+    // Returns once `holds`; others must wake the queue when they have made it so. `what` says what is waited for.
     template <class Holds, class What>
-    void wait_until(const void* key, const Holds& holds, const What& what) {
+    void wait_until(Queue* queue, const Holds& holds, const What& what) {
         while (!holds()) {
             Thread& thread = threads_[size_t(current_)];
             thread.waits_for = [&what] { return std::string(what()); };
-            waiting_[key].push_back(current_);
+            queue->push_back(current_);
             leave();
             thread.waits_for = nullptr;
         }
     }
 
-    void wake(const void* key) {
-        const auto found = waiting_.find(key);
-        if (found == waiting_.end()) return;
-        for (int thread : found->second) make_runnable(thread);
-        waiting_.erase(found);
+    void wake(Queue* queue) {
+        for (int thread : *queue) make_runnable(thread);
+        queue->clear();
     }
 
     Random random;
@@ -111,7 +111,6 @@ class Schedule {
     std::vector<std::vector<int>> runnable_;  // of each warp
     std::vector<uint64_t> priority_;          // of each warp, where some run ahead of others
     std::vector<Engine*> engines_;
-    std::unordered_map<const void*, std::vector<int>> waiting_;
     Context scheduler_;
     std::exception_ptr error_;
     int current_ = -1;

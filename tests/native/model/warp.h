@@ -37,10 +37,10 @@ class Warps {
         std::memcpy(&meeting.in[lane], &in, sizeof in);
         if (++meeting.arrived == kWarp) {
             finish<Out, In>(&meeting, work);
-            schedule_.wake(&meeting);
+            schedule_.wake(&meeting.waiting);
         }
         schedule_.wait_until(
-            &meeting, [&] { return meeting.arrived == kWarp; },
+            &meeting.waiting, [&] { return meeting.arrived == kWarp; },
             [&] { return std::string(what) + ": " + std::to_string(meeting.arrived) + " of 32 lanes are there"; });
         Out out;
         std::memcpy(&out, &meeting.out[lane], sizeof out);
@@ -57,6 +57,7 @@ class Warps {
         const char* what = "";
         int arrived = 0;
         std::array<Slot, kWarp> in, out;
+        Queue waiting;
     };
     struct Warp {
         std::array<int64_t, kWarp> turn{};
@@ -87,14 +88,14 @@ class Registers {
         if (!scarce_) return;
         if (count > share_) throw Fault("releases to " + described(count));
         free_ += share_ - count;
-        schedule_.wake(this);
+        schedule_.wake(&waiting_);
     }
 
     void claim(int count) {
         if (!scarce_) return;
         if (count < share_) throw Fault("claims " + described(count));
         schedule_.wait_until(
-            this, [&] { return free_ >= count - share_; },
+            &waiting_, [&] { return free_ >= count - share_; },
             [&] { return described(count) + ", and the others have released too few"; });
         free_ -= count - share_;
     }
@@ -105,6 +106,7 @@ class Registers {
     const int share_;
     const bool scarce_;
     int free_ = 0;
+    Queue waiting_;
 
     std::string described(int count) const {
         return std::to_string(count) + " registers, having started with " + std::to_string(share_);
