@@ -99,7 +99,7 @@ def relative(*patterns: str) -> list[str]:
 
 
 class BuildExtension(build_ext):
-    """build_ext with flags per source, nvcc for CUDA, nothing compiled twice, and a message where there is no compiler."""
+    """build_ext with flags per source, nvcc for CUDA, nothing compiled twice, a message where there is no compiler."""
 
     def finalize_options(self) -> None:
         super().finalize_options()

@@ -39,7 +39,7 @@ def kernel_hash() -> str | None:
 
 
 def choose(impl: Any, query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Extras) -> str:
-    """The implementation for this call of checked arguments. One asked for by name never falls back: it serves or raises.
+    """The implementation for a call of checked arguments. One asked for by name never falls back: it serves or raises.
 
     Raises:
         TypeError, ValueError: `impl` is not one of the names.

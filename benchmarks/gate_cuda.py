@@ -56,7 +56,7 @@ class Budgets:
     known: tuple[str, ...]
 
 
-class CannotLook(Exception):
+class NothingToSeeError(Exception):
     """There is nothing to look at here, or nothing to do it with."""
 
 
@@ -83,7 +83,7 @@ def tool(name: str) -> str:
         pass
     found = shutil.which(name, path=os.pathsep.join(places))
     if found is None:
-        raise CannotLook(f"{name} is neither on PATH nor in CUDA_HOME nor among Triton's tools")
+        raise NothingToSeeError(f"{name} is neither on PATH nor in CUDA_HOME nor among Triton's tools")
     return found
 
 
@@ -91,14 +91,14 @@ def built() -> Path:
     """The module with the kernels.
 
     Raises:
-        CannotLook: it has none.
+        NothingToSeeError: it has none.
     """
     try:
         from attncap import _C
     except ImportError as error:
-        raise CannotLook(f"attncap._C does not import: {error}") from error
+        raise NothingToSeeError(f"attncap._C does not import: {error}") from error
     if _C.cuda_lacks:
-        raise CannotLook(f"attncap._C has no CUDA kernels: {_C.cuda_lacks}")
+        raise NothingToSeeError(f"attncap._C has no CUDA kernels: {_C.cuda_lacks}")
     return Path(_C.__file__)
 
 
@@ -118,8 +118,12 @@ def look(module: Path) -> Table:
 
 def _short(name: str) -> str:
     """received_mass_kernel<Received<BFloat16, 64, false>> of what c++filt says."""
-    return name.removeprefix("void ").replace("attncap::", "").partition("(received")[0].rpartition("(")[0].replace(
-        " >", ">"
+    return (
+        name.removeprefix("void ")
+        .replace("attncap::", "")
+        .partition("(received")[0]
+        .rpartition("(")[0]
+        .replace(" >", ">")
     )
 
 
@@ -150,7 +154,7 @@ def _figures_of(name: str, registers: int, stack: int, text: str) -> Figures:
 def _output(name: str, *arguments: str, folder: str | None = None) -> str:
     done = subprocess.run([tool(name), *arguments], capture_output=True, text=True, cwd=folder, check=False)
     if done.returncode != 0:
-        raise CannotLook(f"{name} {' '.join(arguments)}: {done.stderr.strip()}")
+        raise NothingToSeeError(f"{name} {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -186,9 +190,8 @@ def exceeded(table: Table, committed: Table) -> list[str]:
         if allowed is None:
             found.append(f"{kernel}: has no budget")
             continue
-        for name in ("registers", "stack", "spills"):
-            if getattr(figures, name) > getattr(allowed, name):
-                found.append(f"{kernel}: {getattr(figures, name)} {name}, budget {getattr(allowed, name)}")
+        counts = {name: (getattr(figures, name), getattr(allowed, name)) for name in ("registers", "stack", "spills")}
+        found += [f"{kernel}: {got} {name}, budget {most}" for name, (got, most) in counts.items() if got > most]
         if figures.loop > SLACK * allowed.loop:
             found.append(f"{kernel}: {figures.loop} instructions in the main loop, budget {allowed.loop}")
     return found
@@ -202,7 +205,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         table = look(built())
-    except CannotLook as error:
+    except NothingToSeeError as error:
         print(f"gate_cuda: {error}")
         return 2
     _print(table)

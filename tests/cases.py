@@ -160,7 +160,7 @@ def random_case(
     return Case(query, key, value, random_spec(rng), kwargs)
 
 
-def cuda_case(seed: int, *, dtype: torch.dtype = torch.bfloat16, sizes: Sizes = Sizes()) -> Case:  # noqa: B008 - frozen
+def cuda_case(seed: int, *, dtype: torch.dtype = torch.bfloat16, sizes: Sizes = Sizes()) -> Case:
     """A random call less what the CUDA kernels leave to others; heads first or last."""
     case = random_case(seed, dtype=dtype, sizes=replace(sizes, dims=CUDA_DIMS))
     tensors = [case.query.contiguous(), case.key.contiguous(), torch.randn(*case.key.shape).to(dtype)]

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 import attncap
-from attncap import _C, HeadStats, StatSpec, UnsupportedError, attention, attention_varlen, cuda, dispatch, qualification
+from attncap import (
+    _C,
+    HeadStats,
+    StatSpec,
+    UnsupportedError,
+    attention,
+    attention_varlen,
+    cuda,
+    dispatch,
+    qualification,
+)
 from attncap.validation import Extras
 from tests.budget import assert_matches_float64
 from tests.cases import Case
@@ -46,7 +56,7 @@ def test_what_is_built_says_of_what():
     ("change", "why"),
     [
         ({"dtype": torch.float32}, "bfloat16 and float16, got torch.float32"),
-        ({"dim": 80}, "head dims of 64, 128 and 256, the value's being the same, got 80 and 80"),
+        ({"dim": 80}, "head dims of 64, 128 and 256, the same for values, got 80 and 80"),
         ({"value_dim": 32}, r"got 64 and 32 \(value\)"),
         ({"attn_mask": torch.ones(5, dtype=torch.bool)}, "calls without attn_mask"),
         ({"query_tags": torch.zeros(1, 1, 3).int(), "key_tags": torch.zeros(1, 1, 5).int()}, "without query_tags"),

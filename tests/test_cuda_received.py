@@ -14,7 +14,6 @@ from torch import Tensor
 from attncap import HeadStats, StatSpec, attention, attention_varlen, cuda
 from attncap.validation import Call
 from tests.budget import FACTOR, FLOOR, assert_within, difference, worst
-from tests.cases import Case
 
 SPEC = replace(StatSpec.none(), received=True)
 HALF, BFLOAT = torch.float16, torch.bfloat16

@@ -78,11 +78,15 @@ def annotated(sizes: Sizes) -> Case:
 
 def padded(sizes: Sizes) -> Case:
     """Sinks, and rows that do not count; heads last."""
-    heads_last = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in sizes.tensors(4, 2, *[sizes.few] * 2, 64)]
+    tensors = (heads_last(tensor) for tensor in sizes.tensors(4, 2, sizes.few, sizes.few, 64))
     counted = torch.rand(sizes.batch, sizes.few) < 0.7
     options = {"causal": True, "sink_logits": torch.tensor([0.5, -torch.inf, 2.0, -1.0]), "query_mask": counted}
-    query, key, value = heads_last
-    return Case(query, key, value, sizes.everything, options)
+    return Case(*tensors, sizes.everything, options)
+
+
+def heads_last(tensor: Tensor) -> Tensor:
+    """The same numbers as Transformers lays them."""
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def decoding(sizes: Sizes, rows: int, topk: int) -> Case:
@@ -109,8 +113,7 @@ def strided(sizes: Sizes) -> Case:
     query, key, value = sizes.tensors(4, 2, sizes.few, sizes.few, 64)
     wide = torch.full((*key.shape[:-1], 2 * key.shape[-1]), torch.nan)
     wide[..., ::2] = key
-    heads_last = query.transpose(1, 2).contiguous().transpose(1, 2)
-    return Case(heads_last, wide[..., ::2], value, sizes.everything, {"causal": True})
+    return Case(heads_last(query), wide[..., ::2], value, sizes.everything, {"causal": True})
 
 
 def nothing_seen(sizes: Sizes) -> Case:
@@ -151,7 +154,9 @@ SCENARIOS: dict[str, Callable[[Sizes], Case]] = {
 
 
 # What the CUDA kernels leave to others.
-NOT_FOR_CUDA = ("D 16", "D 80, value 48, softcap", "bool mask", "float mask", "tags, features, sinks, query mask", "strides")
+NOT_FOR_CUDA = (
+    *("D 16", "D 80, value 48, softcap", "bool mask", "float mask", "tags, features, sinks, query mask", "strides"),
+)
 
 
 def names(place: Place) -> list[str]:
