@@ -83,6 +83,7 @@ void set_outputs(ForwardParams& params, const Problem& problem, const CudaCall& 
     params.topk_prob = floats(problem.topk_prob);
     params.topk_index = reinterpret_cast<int32_t*>(problem.topk_index.data);
     params.lists = reinterpret_cast<Candidate*>(call.workspace);
+    params.scales = row_scales(problem, call);
 }
 
 template <typename T>
@@ -93,17 +94,27 @@ void run(int64_t dim, const ForwardCall& call) {
     throw std::invalid_argument("attention_forward: expected a head dim of 64, 128 or 256, got " + std::to_string(dim));
 }
 
+// The lists of candidates, which come first.
+int64_t list_bytes(const Problem& problem, const CudaCall& call) {
+    if (problem.topk == 0) return 0;
+    const int64_t entries = level_of(problem) == Level::topk
+                                ? Forward<BFloat16, 64, Level::topk, false>::LIST_ENTRIES
+                                : Forward<BFloat16, 64, Level::everything, false>::LIST_ENTRIES;
+    const int64_t blocks = std::min<int64_t>(device::multiprocessors(call.device), schedule_of(problem, call).size());
+    return blocks * entries * int64_t(sizeof(Candidate));
+}
+
 }  // namespace
 
 int forward_tile_rows(const Problem&) { return ROWS; }
 
+RowScale* row_scales(const Problem& problem, const CudaCall& call) {
+    return problem.received ? reinterpret_cast<RowScale*>(call.workspace + list_bytes(problem, call)) : nullptr;
+}
+
 int64_t forward_workspace_bytes(const Problem& problem, const CudaCall& call) {
-    if (problem.topk == 0) return 0;
-    const Level level = level_of(problem);
-    const int64_t entries = level == Level::topk ? Forward<BFloat16, 64, Level::topk, false>::LIST_ENTRIES
-                                                 : Forward<BFloat16, 64, Level::everything, false>::LIST_ENTRIES;
-    const int64_t blocks = std::min<int64_t>(device::multiprocessors(call.device), schedule_of(problem, call).size());
-    return blocks * entries * int64_t(sizeof(Candidate));
+    const int64_t rows = problem.received ? problem.heads * call.batch * call.rows : 0;
+    return list_bytes(problem, call) + rows * int64_t(sizeof(RowScale));
 }
 
 void forward(const Problem& problem, const CudaCall& call) {

@@ -73,7 +73,7 @@ ATTNCAP_DEVICE void attend(float (&s)[C::KEYS / 2], float (&factor)[2], Rows<C>&
         if (params.topk > 0) candidates.collect(s, group, start, params.topk, tile == tiles.last);
     }
     ATTNCAP_UNROLL
-    for (int r = 0; r < 2; ++r) factor[r] = add_to_sums(s, rows, r, peak[r], start, params.unit);
+    for (int r = 0; r < 2; ++r) factor[r] = add_to_sums(s, rows, r, peak[r], start, block, params.unit);
     add_masses(s, rows, block, start, params);
 }
 
@@ -116,7 +116,7 @@ struct Consumer {
             for (int i = 0; i < C::DIM / 2; ++i) acc[i] = 0.0f;
             Rows<C> rows;
             TopK<C> candidates;
-            rows.begin(block, params.hidden);
+            rows.begin(params.hidden);
             if constexpr (C::TOPK) {
                 const bool counts[2] = {place_of(rows, 0, block, params).counts,
                                         place_of(rows, 1, block, params).counts};
@@ -193,8 +193,7 @@ struct Consumer {
 };
 
 template <typename C>
-ATTNCAP_KERNEL(C::THREADS, 1)
-attention_forward(ATTNCAP_PARAM ForwardParams params) {
+ATTNCAP_DEVICE void run_block(const ForwardParams& params) {
     auto& shared = *device::shared_memory<SharedTiles<C>>();
     if (device::thread() == 0) init_barriers(shared);
     device::sync_block();
@@ -206,6 +205,12 @@ attention_forward(ATTNCAP_PARAM ForwardParams params) {
         device::claim_registers<CONSUMING_REGISTERS>();
         Consumer<C>(params, shared, warpgroup - 1).consume();
     }
+}
+
+template <typename C>
+ATTNCAP_KERNEL(C::THREADS, 1)
+attention_forward(ATTNCAP_PARAM ForwardParams params) {
+    if constexpr (device::kHopper) run_block<C>(params);
 }
 
 }  // namespace attncap

@@ -47,6 +47,7 @@ ATTNCAP_DEVICE void write_statistics(const RowResult& result, float sink, float 
                                      const ForwardParams& params) {
     const float counted = place.counts ? 1.0f : 0.0f;
     params.lse[place.at] = result.lse;  // a backward needs it of rows that do not count too
+    if (params.scales != nullptr) params.scales[place.at] = place.counts ? result.scale : RowScale{};
     write(params.max_logit, place.at, place.counts ? result.max_logit : -infinity());
     write(params.sink_mass, place.at, counted * result.share * sink);
     write(params.diagonal_mass, place.at, counted * result.share * diagonal);

@@ -4,6 +4,7 @@
 #include "cuda/device.h"
 #include "cuda/schedule.h"
 #include "statistics/candidates.h"
+#include "statistics/softmax.h"
 
 namespace attncap {
 
@@ -33,7 +34,7 @@ struct Forward {
     static constexpr bool TOPK = LEVEL == Level::topk || EVERYTHING;
     static constexpr int FEW = LEVEL == Level::topk ? 2 : 0;  // scores a thread keeps, which bound a top 4 * FEW
     static constexpr int MOST_TOPK = EVERYTHING ? 64 : 4 * FEW;
-    static constexpr int CAPACITY = KEYS / 4 + (EVERYTHING ? 64 : 32);  // of a thread's list of candidates of a row
+    static constexpr int CAPACITY = KEYS / 4 + (EVERYTHING ? 64 : 48);  // of a thread's list of candidates of a row
     // Candidates that a CTA has room for: 64 lists a warp, one for each lane and each of its two rows.
     static constexpr int64_t LIST_ENTRIES = int64_t(CONSUMERS) * 4 * 64 * CAPACITY;
 };
@@ -61,6 +62,7 @@ struct ForwardParams {
     float *lse, *max_logit, *entropy, *collision, *sink_mass, *diagonal_mass, *distance, *null_mass, *offset_mass;
     float* topk_prob;
     int32_t* topk_index;
+    RowScale* scales;  // (batch, heads, total_rows), for passes that follow
     Candidate* lists;  // LIST_ENTRIES for each CTA
 };
 

@@ -16,7 +16,6 @@ template <typename C>
 struct Rows {
     static constexpr int COLUMNS = C::KEYS / 4;  // of a row, in a thread
 
-    int position;  // of the first of the two; the other is 8 further
     float peak[2];
     RowSums sums[2];
     float sink[2], diagonal[2];       // relative to the peak, as the sums are
@@ -29,11 +28,11 @@ struct Rows {
     // The key of a thread's first column in a tile that starts at `start`.
     static ATTNCAP_DEVICE int first_key(int start) { return start + 2 * (lane() % 4); }
 
-    // Of the two, within the block.
+    // Of the first of the two; the other is 8 further. Within the block, and where it stands.
     static ATTNCAP_DEVICE int first_row() { return 16 * (device::thread() / 32 - 4) + lane() / 4; }
+    static ATTNCAP_DEVICE int position(const Block& block) { return block.first_position() + first_row(); }
 
-    ATTNCAP_DEVICE void begin(const Block& block, float hidden) {
-        position = block.first_position() + first_row();
+    ATTNCAP_DEVICE void begin(float hidden) {
         for (int r = 0; r < 2; ++r) {
             peak[r] = hidden;
             sums[r] = RowSums{};
@@ -79,7 +78,7 @@ ATTNCAP_DEVICE void hide_unseen(float (&s)[C::KEYS / 2], const Rows<C>& rows, co
     const int key = Rows<C>::first_key(start);
     ATTNCAP_UNROLL
     for (int r = 0; r < 2; ++r) {
-        const int position = rows.position + 8 * r, last = position + params.right;
+        const int position = rows.position(block) + 8 * r, last = position + params.right;
         const Band seen = {position - params.left - key, (last < block.keys ? last : block.keys - 1) - key};
         ATTNCAP_UNROLL
         for (int c = 0; c < Rows<C>::COLUMNS; ++c)
@@ -90,13 +89,13 @@ ATTNCAP_DEVICE void hide_unseen(float (&s)[C::KEYS / 2], const Rows<C>& rows, co
 // Scores become 2^t, t their bits less the new peak's, and join the sums of row r; the factor of the sums before.
 template <typename C>
 ATTNCAP_DEVICE float add_to_sums(float (&s)[C::KEYS / 2], Rows<C>& rows, int r, float tile_peak, int start,
-                                 float unit) {
+                                 const Block& block, float unit) {
     const float peak = larger(rows.peak[r], tile_peak), reference = peak * unit;
     const Rescaling by = rescaling(rows.peak[r] * unit, reference);
     rows.peak[r] = peak;
     // Two chains of sums, for one would wait for its own additions.
     RowSums sums[2] = {rescaled(rows.sums[r], by), RowSums{}};
-    const float ahead = float(rows.position + 8 * r - Rows<C>::first_key(start));
+    const float ahead = float(rows.position(block) + 8 * r - Rows<C>::first_key(start));
     ATTNCAP_UNROLL
     for (int c = 0; c < Rows<C>::COLUMNS; ++c) {
         float& x = s[Rows<C>::place(r, c)];
@@ -147,7 +146,7 @@ ATTNCAP_DEVICE void add_masses(const float (&s)[C::KEYS / 2], Rows<C>& rows, con
     if (params.diagonal >= 0 && touches<C>(start, first - params.diagonal, last + params.diagonal)) {
         ATTNCAP_UNROLL
         for (int r = 0; r < 2; ++r) {
-            const int ahead = rows.position + 8 * r - key;
+            const int ahead = rows.position(block) + 8 * r - key;
             rows.diagonal[r] += mass_of_band<C>(s, r, {ahead - params.diagonal, ahead + params.diagonal});
         }
     }
@@ -165,7 +164,7 @@ ATTNCAP_DEVICE void note_offsets(const float (&s)[C::KEYS / 2], Rows<C>& rows, c
         if (!touches<C>(start, first + offset, first + C::ROWS - 1 + offset)) continue;
         ATTNCAP_UNROLL
         for (int r = 0; r < 2; ++r) {
-            const int wanted = rows.position + 8 * r + offset - key;
+            const int wanted = rows.position(block) + 8 * r + offset - key;
             ATTNCAP_UNROLL
             for (int c = 0; c < Rows<C>::COLUMNS; ++c)
                 if (Rows<C>::column(c) == wanted) rows.offset_x[r][i] = s[Rows<C>::place(r, c)];

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "problem.h"
+#include "statistics/softmax.h"
 
 namespace attncap {
 
@@ -42,7 +43,11 @@ void forward(const Problem& problem, const CudaCall& call);
 int64_t forward_workspace_bytes(const Problem& problem, const CudaCall& call);
 int forward_tile_rows(const Problem& problem);
 
-// received_mass, from the lse of every row (received.cu).
+// Where the forward leaves what turns every row's scores into probabilities, for passes over the scores again; null
+// where none follows.
+RowScale* row_scales(const Problem& problem, const CudaCall& call);
+
+// received_mass, from the row_scales (received.cu).
 void received_mass(const Problem& problem, const CudaCall& call);
 int received_tile_keys(const Problem& problem);
 

@@ -2,8 +2,8 @@
 #include <stdexcept>
 
 #include "cuda/launch.h"
-#include "cuda/schedule.h"
 #include "cuda/received.cuh"
+#include "cuda/schedule.h"
 
 namespace attncap {
 namespace {
@@ -18,9 +18,7 @@ ReceivedParams params_of(const Problem& problem, const CudaCall& call) {
     params.key = problem.key.data;
     set_strides(params.query_stride, problem.query);
     set_strides(params.key_stride, problem.key);
-    params.query_mask = reinterpret_cast<const uint8_t*>(problem.query_mask.data);
-    for (int i = 0; i < 2; ++i) params.query_mask_stride[i] = problem.query_mask.stride[i];
-    params.lse = reinterpret_cast<const float*>(problem.lse.data);
+    params.scales = row_scales(problem, call);
     params.received = reinterpret_cast<float*>(problem.received_mass.data);
     params.total_rows = call.rows;
     params.total_keys = call.keys;
@@ -35,7 +33,7 @@ ReceivedParams params_of(const Problem& problem, const CudaCall& call) {
     params.left = problem.window_left < 0 ? UNLIMITED : int(problem.window_left);
     params.right = problem.causal ? 0 : problem.window_right < 0 ? UNLIMITED : int(problem.window_right);
     const bool capped = problem.softcap > 0;
-    params.unit = capped ? LOG2_E : float(problem.scale * double(LOG2_E));
+    params.unit = (capped ? 1.0f : float(problem.scale)) * LOG2_E;  // to the bit what the forward's rows are scaled by
     params.softcap = float(problem.softcap);
     params.scale_by_cap = capped ? float(problem.scale / problem.softcap) : 0.0f;
     return params;

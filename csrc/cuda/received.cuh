@@ -33,10 +33,8 @@ struct Received {
 struct ReceivedParams {
     const char *query, *key;
     int64_t query_stride[3], key_stride[3];  // of batch, head and row, in bytes
-    const uint8_t* query_mask;               // (batch, rows), or null
-    int64_t query_mask_stride[2];
-    const float* lse;  // (batch, heads, total_rows)
-    float* received;   // (batch, heads, total_keys)
+    const RowScale* scales;                  // (batch, heads, total_rows)
+    float* received;                         // (batch, heads, total_keys)
     int64_t total_rows, total_keys;
 
     int heads, group;  // query heads; those of a key head
@@ -88,38 +86,32 @@ ATTNCAP_DEVICE RowWalk rows_of(const KeyTile& tile, int size, int left, int righ
 template <typename C>
 struct SharedQueries {
     alignas(128) char query[C::STAGES][C::ROWS * C::ROW_BYTES];
-    alignas(16) float bits[2][C::ROWS];
+    alignas(16) RowScale scales[2][C::ROWS];
     // What every thread knows, here for registers are few.
     KeyTile tile;
     RowWalk walk;
 };
 
-// The rows of a tile's head, as one thread sees them: a chunk of 16 bytes of every LINES-th of a block's rows, and what
-// one row counts.
+// The rows of a tile's head, as one thread sees them: a chunk of 16 bytes of every LINES-th of a block's rows, and the
+// scale of one row.
 template <typename C>
 struct RowReader {
     static constexpr int LINES = C::THREADS / C::CHUNKS;
     static_assert(LINES % 8 == 0, "a thread's chunks have one place in the rows of shared memory");
 
     const char* query;
-    const float* lse;
-    const uint8_t* counted;  // null where all rows count
+    const RowScale* scales;
     const KeyTile& tile;
     int first_line, place;
 
     ATTNCAP_DEVICE RowReader(const ReceivedParams& params, const KeyTile& of, int thread)
         : query(params.query + of.batch * params.query_stride[0] + of.head * params.query_stride[1] +
                 of.row0 * params.query_stride[2] + thread % C::CHUNKS * 16),
-          lse(params.lse + (int64_t(of.batch) * params.heads + of.head) * params.total_rows + of.row0),
-          counted(params.query_mask),
+          scales(params.scales + (int64_t(of.batch) * params.heads + of.head) * params.total_rows + of.row0),
           tile(of),
           first_line(thread / C::CHUNKS),
           // Chunks lie so that neither copies nor load_matrix meet in a bank.
-          place(first_line * C::ROW_BYTES + (thread % C::CHUNKS ^ first_line % 8) * 16) {
-        if (counted != nullptr) {
-            counted += of.batch * params.query_mask_stride[0] + of.row0 * params.query_mask_stride[1];
-        }
-    }
+          place(first_line * C::ROW_BYTES + (thread % C::CHUNKS ^ first_line % 8) * 16) {}
 
     ATTNCAP_DEVICE void ask_for(const ReceivedParams& params, int first_row, char* to) const {
         ATTNCAP_UNROLL
@@ -131,12 +123,7 @@ struct RowReader {
         }
     }
 
-    // What the log2 of a probability has besides the score's bits; -inf for a row that does not count or sees no key.
-    ATTNCAP_DEVICE float bits(const ReceivedParams& params, int row) const {
-        const bool counts = row < tile.rows && (counted == nullptr || counted[row * params.query_mask_stride[1]]);
-        const float of_row = counts ? lse[row] : -infinity();
-        return of_row > -infinity() ? -of_row * LOG2_E : -infinity();
-    }
+    ATTNCAP_DEVICE RowScale scale(int row) const { return row < tile.rows ? scales[row] : RowScale{}; }
 };
 
 // The 32 keys of a warp as the left operand of its products.
@@ -207,16 +194,16 @@ struct Band {
 };
 
 template <typename C>
-ATTNCAP_DEVICE float probability(const ReceivedParams& params, float product, float bits) {
+ATTNCAP_DEVICE float probability(const ReceivedParams& params, float product, const RowScale& scale) {
     float x = product;
     if constexpr (C::SOFTCAP) x = soft_capped(product, params.scale_by_cap, params.softcap);
-    return power_of_two(x * params.unit + bits);
+    return power_of_two(fmaf(x, params.unit, -scale.reference) - scale.bits);
 }
 
 // Adds what the keys receive from one block of rows, whose own sum comes first: it keeps more digits.
 template <typename C, bool MASKED>
 ATTNCAP_DEVICE void add_rows(KeySums& sums, const KeyFragments<C>& keys, const ReceivedParams& params, const Band& band,
-                             const char* queries, const float* bits, int first_row, int lane) {
+                             const char* queries, const RowScale* scales, int first_row, int lane) {
     KeySums block;
     ATTNCAP_KEEP_ROLLED
     for (int first = 0; first < C::ROWS; first += C::ROWS_AT_ONCE) {
@@ -227,13 +214,13 @@ ATTNCAP_DEVICE void add_rows(KeySums& sums, const KeyFragments<C>& keys, const R
             ATTNCAP_UNROLL
             for (int column = 0; column < 2; ++column) {
                 const int row = first + 8 * n + lane % 4 * 2 + column;
-                const float of_row = bits[row];
-                const bool counts = of_row > -infinity();
+                const RowScale scale = scales[row];
+                const bool counts = scale.bits < infinity();
                 ATTNCAP_UNROLL
                 for (int m = 0; m < 2; ++m) {
                     ATTNCAP_UNROLL
                     for (int half = 0; half < 2; ++half) {
-                        const float p = probability<C>(params, scores.at[m][n][2 * half + column], of_row);
+                        const float p = probability<C>(params, scores.at[m][n][2 * half + column], scale);
                         bool gives = counts;
                         if constexpr (MASKED) gives = counts && band.holds(first_row + row, 16 * m + 8 * half);
                         block.at[m][half] += gives ? p : 0.0f;
@@ -287,20 +274,20 @@ received_mass_kernel(ATTNCAP_PARAM ReceivedParams params) {
     keys.load(params, tile, tile.first + first_of_warp, lane);
     const Band band(params, tile, tile.first + first_key);
     KeySums sums;
-    float next_bits = reader.bits(params, walk.begin * C::ROWS + thread % C::ROWS);
+    RowScale next_scale = reader.scale(walk.begin * C::ROWS + thread % C::ROWS);
     for (int block = walk.begin, stage = 0; block < walk.end; ++block) {
-        // Whoever still reads is one block behind: in the other half of `bits`, in the stage that is asked for next.
-        float* bits = shared.bits[block % 2];
-        if (thread < C::ROWS) bits[thread] = next_bits;
+        // Whoever still reads is one block behind: in the other half of `scales`, in the stage that is asked for next.
+        RowScale* scales = shared.scales[block % 2];
+        if (thread < C::ROWS) scales[thread] = next_scale;
         device::copy_wait<C::STAGES - 2>();
         device::sync_block();
         ask_for(block + C::STAGES - 1, stage == 0 ? C::STAGES - 1 : stage - 1);
-        next_bits = reader.bits(params, (block + 1) * C::ROWS + thread % C::ROWS);
+        next_scale = reader.scale((block + 1) * C::ROWS + thread % C::ROWS);
         const char* queries = shared.query[stage];
         if (block >= walk.whole_begin && block < walk.whole_end) {
-            add_rows<C, false>(sums, keys, params, band, queries, bits, block * C::ROWS, lane);
+            add_rows<C, false>(sums, keys, params, band, queries, scales, block * C::ROWS, lane);
         } else {
-            add_rows<C, true>(sums, keys, params, band, queries, bits, block * C::ROWS, lane);
+            add_rows<C, true>(sums, keys, params, band, queries, scales, block * C::ROWS, lane);
         }
         stage = stage == C::STAGES - 1 ? 0 : stage + 1;
     }

@@ -8,7 +8,6 @@ namespace py = pybind11;
 PYBIND11_MODULE(cuda_model, m) {
     attncap::bind_problem(m);
     attncap::bind_cuda(m);
-    m.def("received_mass", &attncap::received_mass, py::arg("problem"), py::arg("call"));
     m.def(
         "set_seed", [](uint64_t seed) { attncap::device::model::seed() = seed; }, py::arg("seed"),
         "Draws the order in which the launches that follow run their threads.");
