@@ -190,10 +190,13 @@ def exceeded(table: Table, committed: Table) -> list[str]:
         if allowed is None:
             found.append(f"{kernel}: has no budget")
             continue
-        counts = {name: (getattr(figures, name), getattr(allowed, name)) for name in ("registers", "stack", "spills")}
-        found += [f"{kernel}: {got} {name}, budget {most}" for name, (got, most) in counts.items() if got > most]
-        if figures.loop > SLACK * allowed.loop:
-            found.append(f"{kernel}: {figures.loop} instructions in the main loop, budget {allowed.loop}")
+        # Registers and instructions may move a little with a change elsewhere; what is in memory may not.
+        most = {name: SLACK * getattr(allowed, name) for name in ("registers", "loop")}
+        most |= {name: getattr(allowed, name) for name in ("stack", "spills")}
+        for name, limit in most.items():
+            got = getattr(figures, name)
+            if got > limit:
+                found.append(f"{kernel}: {name} {got}, budget {getattr(allowed, name)}")  # noqa: PERF401
     return found
 
 
