@@ -196,7 +196,7 @@ def exceeded(table: Table, committed: Table) -> list[str]:
         for name, limit in most.items():
             got = getattr(figures, name)
             if got > limit:
-                found.append(f"{kernel}: {name} {got}, budget {getattr(allowed, name)}")  # noqa: PERF401
+                found.append(f"{kernel}: {name} {got}, budget {getattr(allowed, name)}")
     return found
 
 
