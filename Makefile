@@ -6,7 +6,8 @@
 #   make sanitize-memory   the part of it that takes no other compiler, and that .ci/run takes in
 #   make bench      time attncap against torch's attention and the eager map
 #   make gate       compile the GPU kernels without a GPU and hold their machine code to its budgets; half an hour
-#   make qualify    prove the GPU kernels exact on the GPU of this machine and time them; PARTS=exact,speed picks parts
+#   make qualify    prove the GPU kernels exact on the GPU of this machine and time them; PARTS=exact,speed picks parts,
+#                   IMPL=triton or IMPL=cuda one implementation
 #   make clean   remove what was built (the virtual environment stays)
 # PYTHON names the interpreter the environment is made with, VENV the folder it is made in.
 
@@ -14,7 +15,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-NATIVE := $(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' \))
+NATIVE := $(wildcard building/*.py) $(shell find csrc -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' \))
 
 # Two test processes share the cores; each takes one thread unless a test asks for more.
 TEST_JOBS ?= 2
@@ -64,11 +65,13 @@ bench: $(VENV)/.attncap-bench
 	$(RUN)/python -m benchmarks.scan_cpu
 
 gate: $(VENV)/.attncap-test
+	PYTHONPATH=kernels $(RUN)/python -m benchmarks.gate_cuda
 	PYTHONPATH=kernels $(RUN)/python -m benchmarks.gate
 
-# With the Python that has a torch for the GPU, which this project does not install; nothing is built.
+# With the Python that has a torch for the GPU, which this project does not install. Only the CUDA kernels are built.
 qualify:
-	PYTHONPATH=".:kernels$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m benchmarks.qualify $(if $(PARTS),--parts $(PARTS))
+	PYTHONPATH=".:kernels$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m benchmarks.qualify \
+		$(if $(IMPL),--impl $(IMPL)) $(if $(PARTS),--parts $(PARTS))
 
 clean:
 	rm -rf build dist demo *.egg-info attncap/_C*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -83,6 +86,10 @@ $(VENV)/.attncap-%: $(VENV)/.attncap-built
 
 $(VENV)/.attncap-built: setup.py pyproject.toml constraints.txt $(NATIVE) | $(VENV)/bin/python
 	$(RUN)/python -m pip install --quiet -c constraints.txt setuptools pybind11
+	@# Headers for nvcc, where there is one. The rest of that package, and what it depends on, is not needed.
+	for package in $$($(RUN)/python -m building.nvcc); do \
+		$(RUN)/python -m pip install --quiet -c constraints.txt --no-deps $$package \
+			|| echo "$$package cannot be installed: going on without CUDA kernels"; done
 	$(RUN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e .
 	touch $@
 

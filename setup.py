@@ -61,6 +61,15 @@ def flags_for(source: str) -> list[str]:
     return list(FLAGS_BY_SUFFIX[max(suffixes, key=len)]) if suffixes and IS_X86 else []
 
 
+def order_of(source: str) -> tuple[list[str], bool]:
+    """Places a source among those to compile and link.
+
+    Templates of the standard library may be compiled in several files; the linker keeps the first, which must be one
+    that runs on every processor. Of these CUDA's take the longest and come first.
+    """
+    return flags_for(source), not source.endswith(".cu")
+
+
 def sanitizer_flags() -> list[str]:
     """Flags of a build that looks for errors in memory and undefined behaviour (`make sanitize`)."""
     sanitizers = os.environ.get("ATTNCAP_SANITIZE", "")
@@ -88,7 +97,7 @@ def defines_for(source: str) -> list[str]:
     if isinstance(toolkit, str):
         texts["CUDA_LACKS"] = toolkit
     else:
-        texts["CUDA"] = "yes"
+        texts["CUDA_COMPILER"] = toolkit.name
         texts["CUDA_HASH"] = source_hash("csrc/cuda/*", "csrc/statistics/*", "csrc/problem.h", also=toolkit.version)
     return [f"-DATTNCAP_{name}={json.dumps(text)}" for name, text in texts.items()]
 
@@ -99,10 +108,11 @@ def relative(*patterns: str) -> list[str]:
 
 
 class BuildExtension(build_ext):
-    """build_ext with flags per source, nvcc for CUDA, nothing compiled twice, and a message where there is no compiler."""
+    """build_ext with flags per source, nvcc for CUDA, nothing compiled twice, a message where there is no compiler."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
+        self.force = True  # every source is looked at; what is up to date is not compiled
         # An editable install would put objects where the next one does not find them.
         if self.inplace or self.editable_mode:
             self.build_temp = str(ROOT / "build" / f"objects-{sys.implementation.cache_tag}")
@@ -126,7 +136,13 @@ class BuildExtension(build_ext):
             fixed = [*self.compiler.compiler_so, *cc_args, src, *extra_postargs]
             compile_stale(Path(obj), [*fixed, *flags_for(src), *defines_for(src)], run)
 
+        compile_all = self.compiler.compile
+
+        def compile_in_order(sources: list[str], *args: Any, **kwargs: Any) -> Any:
+            return compile_all(sorted(sources, key=order_of), *args, **kwargs)
+
         self.compiler._compile = compile_with_flags
+        self.compiler.compile = compile_in_order
         try:
             super().build_extensions()
         except (CCompilerError, OSError) as error:
@@ -146,16 +162,11 @@ def extension() -> Any:
     """attncap._C: raw pointers in, raw pointers out; it neither links nor includes torch."""
     toolkit = nvcc.toolkit()
     has_cuda = isinstance(toolkit, nvcc.Toolkit)
-    # Templates of the standard library may be compiled in several files; the linker keeps the first, which must be one
-    # that runs on every processor.
-    sources = sorted(relative("csrc/bindings/*.cpp", "csrc/cpu/*.cpp"), key=flags_for)
-    # CUDA's come first of all: they take the longest.
-    sources = relative("csrc/cuda/*.cu") + sources if has_cuda else [one for one in sources if one != CUDA_BINDINGS]
+    sources = relative("csrc/bindings/*.cpp", "csrc/cpu/*.cpp")
+    sources = sources + relative("csrc/cuda/*.cu") if has_cuda else [one for one in sources if one != CUDA_BINDINGS]
     return Pybind11Extension(
         "attncap._C",
         sources=sources,
-        # Any of these being newer than the library builds what it is part of again.
-        depends=["setup.py", *relative("building/*.py", *(f"csrc/**/*.{ending}" for ending in ("h", "hpp", "inl", "cuh")))],
         include_dirs=["csrc"],
         extra_compile_args=[*COMMON_FLAGS, *sanitizer_flags()],
         extra_link_args=["-fopenmp", *sanitizer_flags(), *(toolkit.link_flags() if has_cuda else [])],

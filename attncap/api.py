@@ -58,7 +58,8 @@ def attention(
         key_tags: (T, B, K) integers: ``tag_mass`` sums p where they are equal; a negative key tag matches nothing.
         key_features: (B, K, F) floating: ``feature_mass`` = sum_j p_ij F_j.
         impl: "reference", "cpu" (tensors on the CPU), "triton" (float32, float16 or bfloat16 on a GPU, or anywhere with
-            TRITON_INTERPRET=1; D and E up to 256), "cuda" or "auto". One asked for by name serves the call or raises.
+            TRITON_INTERPRET=1; D and E up to 256), "cuda" (float16 or bfloat16 on a Hopper GPU; D and E both 64, 128 or
+            256; no mask, tags or features) or "auto". One asked for by name serves the call or raises.
 
     Returns:
         out (B, H, Q, E) in the value's dtype, and HeadStats in float32 (float64 for float64 inputs): logarithms in

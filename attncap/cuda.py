@@ -33,7 +33,7 @@ def lacks(query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Ext
         return f"it serves bfloat16 and float16, got {query.dtype}"
     dims = query.shape[-1], value.shape[-1]
     if dims[0] not in HEAD_DIMS or dims[0] != dims[1]:
-        return f"it serves head dims of 64, 128 and 256, the value's being the same, got {dims[0]} and {dims[1]} (value)"
+        return f"it serves head dims of 64, 128 and 256, the same for values, got {dims[0]} and {dims[1]} (value)"
     for name in ("attn_mask", "query_tags", "key_features"):
         if getattr(extras, name) is not None:
             return f"it serves calls without {name}"
@@ -52,8 +52,8 @@ def _lacks_of_layout(tensor: Tensor) -> str | None:
         return None
     steps = [stride for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True) if size > 1]
     if tensor.stride(-1) != 1 or 0 in steps or any(step * tensor.itemsize % ALIGNMENT for step in steps):
-        strides = tuple(tensor.stride())
-        return f"it serves strides of multiples of {ALIGNMENT} bytes but 0, and of 1 in the last dimension, got {strides}"
+        got = tuple(tensor.stride())
+        return f"it serves strides of multiples of {ALIGNMENT} bytes but 0, and of 1 in the last dimension, got {got}"
     # Where a compiled call's tensors will lie is not known yet.
     if not torch.compiler.is_compiling() and not _is_aligned(tensor):
         return f"it serves tensors that begin at a multiple of {ALIGNMENT} bytes, got one that does not"
@@ -67,18 +67,20 @@ def _is_aligned(tensor: Tensor) -> bool:
 def _lacks_of_device(device: torch.device) -> str | None:
     if device.type != "cuda" or torch.version.hip is not None:
         return f"it serves tensors on a GPU of NVIDIA's, got {device}"
-    major, minor = _capability(device.index)
+    return _lacks_of_gpu(device.index)
+
+
+@functools.cache
+def _lacks_of_gpu(index: int | None) -> str | None:
+    major, minor = torch.cuda.get_device_capability(index)
     if (major, minor) != CAPABILITY:
         return f"it serves compute capability 9.0 (Hopper), got {major}.{minor}"
-    return None
-
-
-def _capability(index: int | None) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(index)
+    lacking = _C.cuda_runtime_lacks()
+    return f"the CUDA runtime that it was built with does not start: {lacking}" if lacking else None
 
 
 # What torch.compiler.assume_constant_result sets (and loads the compiler for).
-_capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_lacks_of_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def attention(call: Call, out: Tensor, stats: HeadStats, *, native: ModuleType = _C) -> None:
@@ -126,12 +128,11 @@ def _readable(call: Call) -> Call:
         # The kernels know a row's largest score by its largest product.
         options = replace(call.options, scale=-scale or 1.0)
         call = replace(call, query=call.query.neg() if scale < 0 else torch.zeros_like(call.query), options=options)
-    moved = {
-        name: tensor.clone(memory_format=torch.contiguous_format)
-        for name, tensor in (("query", call.query), ("key", call.key), ("value", call.value))
-        if not _is_aligned(tensor)
-    }
-    return replace(call, **moved)
+    query, key, value = (
+        tensor if _is_aligned(tensor) else tensor.clone(memory_format=torch.contiguous_format)
+        for tensor in (call.query, call.key, call.value)
+    )
+    return replace(call, query=query, key=key, value=value)
 
 
 def _add_tables(launch: Any, call: Call, tile_rows: int, tile_keys: int) -> tuple[Tensor, ...]:

@@ -39,7 +39,7 @@ def kernel_hash() -> str | None:
 
 
 def choose(impl: Any, query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Extras) -> str:
-    """The implementation for this call of checked arguments. One asked for by name never falls back: it serves or raises.
+    """The implementation for a call of checked arguments. One asked for by name never falls back: it serves or raises.
 
     Raises:
         TypeError, ValueError: `impl` is not one of the names.
@@ -69,9 +69,8 @@ def _automatic(query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras
         if not torch.compiler.is_compiling():
             _warn_of_reference(next(iter(lacking.values()), None) or f"it has no kernels for {device}")
         return "reference"
-    return (
-        serving[0] if device == "cpu" else _on_gpu(serving, query.device.index, max(query.shape[-1], value.shape[-1]))
-    )
+    head_dim = max(query.shape[-1], value.shape[-1])
+    return serving[0] if serving == ("cpu",) else _on_gpu(serving, query.device.index, head_dim)
 
 
 def _on_gpu(serving: tuple[str, ...], index: int | None, head_dim: int) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
 def compile_stale(target: Path, command: Sequence[str], run: Callable[[list[str]], object]) -> None:
-    """Make `target` with run(command and options for the list), unless this command made it of the files as they are."""
+    """Make `target` with run(command, options for the list), unless this command made it of the files as they are."""
     made_by, listed = Path(f"{target}.command"), Path(f"{target}.d")
     text = shlex.join(command)
     if made_by.exists() and made_by.read_text() == text and _is_newer(target, listed):
         return
     made_by.unlink(missing_ok=True)
+    began = time.time()
     run([*command, "-MD", "-MF", str(listed)])
+    os.utime(target, (began, began))  # a file that changed meanwhile is newer
     made_by.write_text(text)
 
 

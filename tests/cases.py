@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -68,6 +68,9 @@ SMALL = Sizes(
     tags=(1, 3, 6),
     features=(1, 9, 35),
 )
+
+
+CUDA_DIMS = (64, 128, 256)
 
 
 def strided(tensor: Tensor, rng: random.Random) -> Tensor:
@@ -155,3 +158,14 @@ def random_case(
     if rng.random() < 0.3:
         kwargs["key_features"] = torch.randn(batch, keys, rng.choice(sizes.features))
     return Case(query, key, value, random_spec(rng), kwargs)
+
+
+def cuda_case(seed: int, *, dtype: torch.dtype = torch.bfloat16, sizes: Sizes = Sizes()) -> Case:
+    """A random call less what the CUDA kernels leave to others; heads first or last."""
+    case = random_case(seed, dtype=dtype, sizes=replace(sizes, dims=CUDA_DIMS))
+    tensors = [case.query.contiguous(), case.key.contiguous(), torch.randn(*case.key.shape).to(dtype)]
+    if random.Random(seed).random() < 0.5:
+        tensors = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in tensors]
+    lacking = ("attn_mask", "query_tags", "key_tags", "key_features")
+    kwargs = {name: given for name, given in case.kwargs.items() if name not in lacking}
+    return Case(*tensors, case.spec, kwargs)

@@ -18,8 +18,8 @@ from tests import tiny, trained
 
 @pytest.fixture(scope="session")
 def cuda_native() -> ModuleType:
-    """The CUDA kernels on the model of a GPU; what has not changed since the last session is not compiled."""
-    return model_of_gpu.build(model_of_gpu.ROOT / "build" / "cuda_model")
+    """The CUDA kernels on the model of a GPU."""
+    return model_of_gpu.build(model_of_gpu.FOLDER)
 
 
 @pytest.fixture

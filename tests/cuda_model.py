@@ -25,9 +25,10 @@ from building.stale import compile_stale
 
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "tests" / "native"
+FOLDER = ROOT / "build" / "cuda_model"  # what has not changed since the last session is not compiled again
 NAME = "cuda_model"
 # A kernel is tested for its meaning, so a model of it may be slow; without any optimisation it would be too slow.
-FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas")
+FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 
 
 def compiler() -> list[str]:
@@ -69,7 +70,7 @@ def _linked(folder: Path) -> Path:
 
 
 def install(native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let impl="cuda" serve tensors on the CPU by `native`; what it fills holds nothing that could pass for a result."""
+    """Let impl="cuda" serve tensors on the CPU by `native`. What it fills holds nothing that could pass for results."""
     run = cuda.attention
 
     def attention(call: Call, out: Tensor, stats: HeadStats) -> None:

@@ -72,4 +72,4 @@ def test_the_main_loop_is_the_shortest_of_those_with_the_most_products() -> None
     plain = [".L_x_2:", "HGMMA 1", "HGMMA 2", "FADD", "@P0 BRA `(.L_x_2)"]
     band = [".L_x_3:", "HGMMA 1", "BRA `(.L_x_3)"]
     outer = [".L_x_0:", *masked, *plain, *band, "BRA `(.L_x_0)", ".L_x_4:", "BRA `(.L_x_4)"]
-    assert assembly._main_loop(outer, "cuda") == plain[1:]
+    assert assembly.main_loop(outer, "cuda") == plain[1:]

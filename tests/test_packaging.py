@@ -172,7 +172,7 @@ def test_kernels_is_no_package():
 
 
 def test_implementations_do_not_import_each_other():
-    families = ("reference", "cpu")
+    families = ("reference", "cpu", "cuda")
     for family in families:
         assert not set(families) & imports_of(PACKAGE / f"{family}.py")
 

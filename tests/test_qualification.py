@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -110,7 +111,7 @@ def test_the_hash_names_the_kernels() -> None:
 # The qualification run.
 
 
-STAMP = dict.fromkeys(("gpu", "kernels", "commit", "driver", "cuda", "torch", "triton", "python"), "x")
+STAMP = dict.fromkeys(("gpu", "impl", "kernels", "commit", "driver", "cuda", "torch", "triton", "python"), "x")
 
 
 def parts(**passed: bool) -> dict[str, dict[str, Any]]:
@@ -120,7 +121,7 @@ def parts(**passed: bool) -> dict[str, dict[str, Any]]:
 def test_a_run_qualifies_when_it_is_exact_deterministic_and_timed(tmp_path: Path) -> None:
     path = tmp_path / qualification.RECORD
     for gpu in ("b", "a", "b"):
-        report.record(STAMP | {"gpu": gpu}, parts(exact=True, determinism=True, speed=True), path)
+        report.record(STAMP | {"gpu": gpu, "impl": "triton"}, parts(exact=True, determinism=True, speed=True), path)
     runs = json.loads(path.read_text())["runs"]
     assert [(run["impl"], run["gpu"], run[qualification.SPEED]) for run in runs] == [
         ("triton", "a", {"128": 450.0}),
@@ -151,26 +152,37 @@ def qualify(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+def test_each_implementation_has_a_run_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / qualification.RECORD
+    proved = parts(exact=True, determinism=True, speed=True)
+    for impl in ("triton", "cuda", "triton"):
+        report.record(STAMP | {"gpu": "a", "impl": impl}, proved, path)
+    assert [run["impl"] for run in json.loads(path.read_text())["runs"]] == ["cuda", "triton"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_what_is_missing() -> None:
     done = qualify()
     assert done.returncode == 2
-    assert "qualify: it takes a GPU" in done.stdout
+    for impl in ("triton", "cuda"):
+        assert f"qualify: {impl}: it takes a GPU" in done.stdout
 
 
 @pytest.mark.slow
-def test_every_part_runs_interpreted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("impl", "name"), [("triton", "gpu_none_interpreted"), ("cuda", "gpu_none_interpreted_cuda")])
+def test_every_part_runs_without_a_gpu(impl: str, name: str, tmp_path: Path, cuda_native: ModuleType) -> None:
     pytest.importorskip("triton")
     before = report.RECORD.read_text()
-    done = qualify("--dry-run", "--results", str(tmp_path))
+    done = qualify("--dry-run", "--impl", impl, "--results", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "gpu_none_interpreted.json").read_text())
+    found = json.loads((tmp_path / f"{name}.json").read_text())
     assert list(found["parts"]) == ["exact", "determinism", "graph", "long", "speed", "sanitize"]
     assert all(part["passed"] for part in found["parts"].values())
     assert found["parts"]["exact"]["checks"] > 0
     assert "nothing runs on a GPU" in found["parts"]["sanitize"]["missing"]
-    assert found["stamp"]["kernels"] == qualification.triton_hash()
-    page = (tmp_path / "gpu_none_interpreted.md").read_text()
+    assert (found["stamp"]["impl"], found["stamp"]["kernels"]) == (impl, qualification.HASHES[impl]())
+    page = (tmp_path / f"{name}.md").read_text()
     assert "NOT qualified: nothing ran on a GPU" in page
     assert "attncap, few + top 8" in page
+    assert ("Triton's attncap, few + top 8" in page) == (impl == "cuda")
     assert report.RECORD.read_text() == before

@@ -75,7 +75,7 @@ def computed(call: ServedCall, sink: Sink) -> tuple[Tensor, Tensor, Callable[[st
     )
     check_qkv(call.query, call.key, call.value)
     spec = StatSpec.none() if once_more else sink.spec
-    impl = choose("auto", call.query, call.value)
+    impl = choose("auto", call.query, call.key, call.value, spec, extras)
     out, stats, lse = run(call.query, call.key, call.value, spec, call.options, extras, impl)
     seen = call.seen_keys
     if seen is None:

@@ -35,8 +35,8 @@ def read(kernel: Any, arch: str) -> Figures:
     """Figures of a kernel that Triton compiled for `arch`."""
     vendor = "cuda" if arch.startswith("sm_") else "hip"
     registers, stack, spills, text = _nvidia(kernel.asm["cubin"]) if vendor == "cuda" else _amd(kernel.asm["amdgcn"])
-    lines = _instructions(text, vendor)
-    body = _main_loop(lines, vendor)
+    lines = instructions(text, vendor)
+    body = main_loop(lines, vendor)
     meta = kernel.metadata
     elements = _scores_of_tile(kernel) / (meta.num_warps * meta.warp_size)
     return Figures(
@@ -46,8 +46,8 @@ def read(kernel: Any, arch: str) -> Figures:
         shared=meta.shared,
         warps=meta.num_warps,
         stages=meta.num_stages,
-        matrix=_count(lines, MATRIX[vendor]),
-        copies=_count(lines, COPIES[vendor]),
+        matrix=count(lines, MATRIX[vendor]),
+        copies=count(lines, COPIES[vendor]),
         per_element=round(len(body) / elements, 2) if body else None,
     )
 
@@ -65,7 +65,7 @@ def _nvidia(cubin: bytes) -> tuple[int, int, int, str]:
             for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
         )
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
-    return registers, stack, _count(text.splitlines(), SPILLS["cuda"]), text
+    return registers, stack, count(text.splitlines(), SPILLS["cuda"]), text
 
 
 def _amd(text: str) -> tuple[int, int, int, str]:
@@ -75,7 +75,7 @@ def _amd(text: str) -> tuple[int, int, int, str]:
     return registers, stack, spills, text
 
 
-def _instructions(text: str, vendor: str) -> list[str]:
+def instructions(text: str, vendor: str) -> list[str]:
     """Instructions and labels ("name:"), one a line."""
     label = re.compile(r"\s*(\.L\w+):")
     operation = re.compile(r".*/\*[0-9a-f]{4,}\*/\s+(.*?);" if vendor == "cuda" else r"\s+([a-z]+_\w.*)")
@@ -88,26 +88,43 @@ def _instructions(text: str, vendor: str) -> list[str]:
     return lines
 
 
-def _main_loop(lines: list[str], vendor: str) -> list[str]:
+def main_loop(lines: list[str], vendor: str) -> list[str]:
     """The innermost loop with the most products; of several, the shortest: masks make the others longer."""
+    every = loops(lines, vendor)
+    inner = [one for one in every if not any(one != other and _holds(one, other) for other in every)]
+    return _with_most_products(lines, inner, vendor)
+
+
+def product_loop(lines: list[str], vendor: str) -> list[str]:
+    """The same, but loops without products may stand in it."""
+    every = [one for one in loops(lines, vendor) if count(lines[one[0] : one[1] + 1], MATRIX[vendor])]
+    inner = [one for one in every if not any(one != other and _holds(one, other) for other in every)]
+    return _with_most_products(lines, inner, vendor)
+
+
+def loops(lines: list[str], vendor: str) -> list[tuple[int, int]]:
+    """(first, last) line of each."""
     branch = re.compile(r"BRA.*`\((\.L\w+)\)" if vendor == "cuda" else r"s_c?branch\w*\s+(\.L\w+)")
     place = {line[:-1]: index for index, line in enumerate(lines) if line.endswith(":")}
-    loops = []
+    found_loops = []
     for index, line in enumerate(lines):
         found = branch.search(line)
         if found and place.get(found[1], index) < index:
-            loops.append((place[found[1]], index))
-    inner = [one for one in loops if not any(one != other and _holds(one, other) for other in loops)]
-    bodies = [[line for line in lines[a : b + 1] if not line.endswith(":")] for a, b in inner]
-    bodies = [body for body in bodies if _count(body, MATRIX[vendor])]
-    return min(bodies, key=lambda body: (-_count(body, MATRIX[vendor]), len(body)), default=[])
+            found_loops.append((place[found[1]], index))
+    return found_loops
+
+
+def _with_most_products(lines: list[str], spans: list[tuple[int, int]], vendor: str) -> list[str]:
+    bodies = [[line for line in lines[a : b + 1] if not line.endswith(":")] for a, b in spans]
+    bodies = [body for body in bodies if count(body, MATRIX[vendor])]
+    return min(bodies, key=lambda body: (-count(body, MATRIX[vendor]), len(body)), default=[])
 
 
 def _holds(outer: tuple[int, int], inner: tuple[int, int]) -> bool:
     return outer[0] <= inner[0] and inner[1] <= outer[1]
 
 
-def _count(lines: list[str], pattern: str) -> int:
+def count(lines: list[str], pattern: str) -> int:
     return sum(bool(re.search(pattern, line)) for line in lines)
 
 

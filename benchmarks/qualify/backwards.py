@@ -44,7 +44,7 @@ def contestants(place: Place, shape: Shape, backends: dict[str, Any]) -> dict[st
 
     def ours(spec: StatSpec) -> Callable[..., list[Tensor]]:
         def forward(*tensors: Tensor) -> list[Tensor]:
-            out, stats = attncap.attention(*tensors, spec, causal=shape.causal, impl="triton")
+            out, stats = attncap.attention(*tensors, spec, causal=shape.causal, impl=place.impl)
             return [out] if spec == StatSpec.none() else [out, *(tensor for _, tensor in stats.items())]
 
         return forward

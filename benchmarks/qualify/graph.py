@@ -28,7 +28,7 @@ def _replayed(place: Place, name: str) -> list[str]:
     fresh = [torch.randn_like(tensor) for tensor in (case.query, case.key, case.value)]
 
     def call() -> dict[str, torch.Tensor]:
-        out, stats = attention(case.query, case.key, case.value, case.spec, impl="triton", **case.kwargs)
+        out, stats = attention(case.query, case.key, case.value, case.spec, impl=place.impl, **case.kwargs)
         return {"out": out, **dict(stats.items())}
 
     replay, results = (call, None) if place.dry else _capture(call)

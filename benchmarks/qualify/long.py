@@ -20,7 +20,7 @@ ROWS_CHECKED = 3
 
 def run(place: Place) -> dict[str, Any]:
     """Seconds and bytes of each, with what is wrong in the rows looked at."""
-    tokens, dim = place.size(1 << 20, 70), place.size(128, 16)
+    tokens, dim = place.size(1 << 20, 70), place.size(128, place.smallest_dim)
     heads, key_heads = place.size(32, 2), place.size(8, 1)
     torch.manual_seed(50)
     make = {"dtype": place.dtypes[-1], "device": place.device}
@@ -30,8 +30,8 @@ def run(place: Place) -> dict[str, Any]:
     figures, wrong = {}, {}
     for name, spec in SPECS.items():
         if not place.dry:  # a short call first, so that compiling is not timed
-            attention(query[:, :, :4096], key[:, :, :4096], value[:, :, :4096], spec, causal=True, impl="triton")
-        call = lambda spec=spec: attention(query, key, value, spec, causal=True, impl="triton")  # noqa: E731
+            attention(query[:, :, :4096], key[:, :, :4096], value[:, :, :4096], spec, causal=True, impl=place.impl)
+        call = lambda spec=spec: attention(query, key, value, spec, causal=True, impl=place.impl)  # noqa: E731
         (out, stats), seconds, beyond = memory_and_seconds(place, call)
         figures[name] = {"seconds": seconds, "TFLOP/s": flops / seconds / 1e12, "bytes beyond outputs": beyond}
         for row in (0, tokens // 3, tokens - ROWS_CHECKED):

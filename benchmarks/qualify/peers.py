@@ -59,9 +59,14 @@ class Contest:
 
 
 def contests(place: Place) -> list[Contest]:
+    """All of them; what follows a forward of the CUDA kernels is Triton's backward, and timed with Triton's."""
+    return [contest for contest in _all_contests(place) if place.impl == "triton" or not contest.backward]
+
+
+def _all_contests(place: Place) -> list[Contest]:
     """D 64, 128, 256, causal and full, three lengths; grouped heads; decoding; backwards of the longest."""
     if place.dry:
-        shape = Shape(1, 1, 32, 16, causal=True, dtype="float16")
+        shape = Shape(1, 1, 32, place.smallest_dim, causal=True, dtype="float16")
         return [Contest(shape), Contest(shape, backward=True)]
     squares = [
         Contest(Shape(1, 2048 // dim, keys, dim, causal=causal, dtype="bfloat16"), flex=keys == 16384)
@@ -91,14 +96,16 @@ def contestants(place: Place, contest: Contest) -> dict[str, Callable[[], Any]]:
     key, value = torch.randn(2, shape.batch, shape.key_heads or shape.heads, shape.keys, shape.dim, **make)
     grouped = shape.key_heads is not None
 
-    def ours(spec: StatSpec) -> Any:
-        return attncap.attention(query, key, value, spec, causal=shape.causal, impl="triton")
+    def ours(spec: StatSpec, impl: str = place.impl) -> Any:
+        return attncap.attention(query, key, value, spec, causal=shape.causal, impl=impl)
 
     def sdpa(*backends: SDPBackend) -> Any:
         with sdpa_kernel(list(backends)):
             return F.scaled_dot_product_attention(query, key, value, is_causal=shape.causal, enable_gqa=grouped)
 
     calls: dict[str, Callable[[], Any]] = {name: lambda spec=spec: ours(spec) for name, spec in SPECS.items()}
+    if place.impl != "triton":
+        calls |= {f"Triton's {name}": lambda spec=spec: ours(spec, "triton") for name, spec in SPECS.items()}
     if place.dry:
         calls["SDPA math"] = lambda: sdpa(SDPBackend.MATH)
     else:

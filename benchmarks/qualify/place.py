@@ -19,9 +19,13 @@ PROJECT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Place:
-    """A GPU, or the interpreter on the CPU (`dry`), where sizes are tiny and figures mean nothing."""
+    """A GPU, or its stand-in on the CPU (`dry`), where sizes are tiny and figures mean nothing; and whose kernels.
+
+    What stands in for it is Triton's interpreter, and for the CUDA kernels the tests' model of a GPU.
+    """
 
     dry: bool
+    impl: str = "triton"
 
     @property
     def device(self) -> str:
@@ -29,8 +33,15 @@ class Place:
 
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]:
-        """Triton's interpreter gets products of bfloat16 wrong."""
+        """Those that the kernels serve; Triton's interpreter gets products of bfloat16 wrong."""
+        if self.impl == "cuda":
+            return (torch.float16, torch.bfloat16)
         return (torch.float32, torch.float16) + (() if self.dry else (torch.bfloat16,))
+
+    @property
+    def smallest_dim(self) -> int:
+        """Of a head that the kernels serve, for tiny sizes."""
+        return 64 if self.impl == "cuda" else 16
 
     @property
     def processes(self) -> int:
@@ -72,8 +83,13 @@ def stamp(place: Place) -> dict[str, Any]:
         "triton": triton.__version__,
         "python": platform.python_version(),
         "commit": _commit(),
-        "kernels": qualification.triton_hash(),
+        "impl": place.impl,
+        "kernels": qualification.HASHES[place.impl](),
     }
+    if place.impl == "cuda":
+        from attncap import _C
+
+        found["compiler"] = _C.cuda_compiler
     if not place.dry:
         properties = torch.cuda.get_device_properties(0)
         found |= {
@@ -84,9 +100,10 @@ def stamp(place: Place) -> dict[str, Any]:
     return found
 
 
-def file_name(gpu: str) -> str:
-    """gpu_<name>, fit for a file."""
-    return "gpu_" + re.sub(r"[^a-z0-9]+", "_", gpu.lower()).strip("_")
+def file_name(gpu: str, impl: str) -> str:
+    """gpu_<name>, fit for a file; gpu_<name>_cuda for kernels other than Triton's."""
+    name = gpu if impl == "triton" else f"{gpu} {impl}"
+    return "gpu_" + re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def _driver() -> str:

@@ -31,10 +31,10 @@ def qualifies(stamp: dict[str, Any], parts: dict[str, dict[str, Any]]) -> str | 
 def record(stamp: dict[str, Any], parts: dict[str, dict[str, Any]], path: Path) -> None:
     """Put the run on record in the place of older ones of this GPU."""
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
-    runs = [run for run in runs if (run["impl"], run["gpu"]) != ("triton", stamp["gpu"])]
+    runs = [run for run in runs if (run["impl"], run["gpu"]) != (stamp["impl"], stamp["gpu"])]
     names = ("gpu", "kernels", "commit", "driver", "cuda", "torch", "triton", "python")
     rates = {dim: round(rate, 1) for dim, rate in parts["speed"]["TFLOP/s"].items()}
-    runs.append({"impl": "triton", **{name: stamp[name] for name in names}, qualification.SPEED: rates})
+    runs.append({**{name: stamp[name] for name in ("impl", *names)}, qualification.SPEED: rates})
     runs.sort(key=lambda run: (run["gpu"], run["impl"]))
     write_whole(path, (json.dumps({"runs": runs}, indent=2) + "\n").encode())
 
@@ -43,7 +43,7 @@ def as_markdown(stamp: dict[str, Any], parts: dict[str, dict[str, Any]]) -> str:
     """The page of a run."""
     why = qualifies(stamp, parts)
     lines = [
-        f"# {stamp['gpu']}",
+        f"# {stamp['gpu']}, {stamp['impl']}",
         "",
         "Made by `make qualify`. " + ("Qualified." if why is None else f"NOT qualified: {why}."),
         "",

@@ -25,9 +25,9 @@ def run(place: Place) -> dict[str, Any]:
     if place.dry or program is None:
         why = "nothing runs on a GPU here" if place.dry else "compute-sanitizer is neither on PATH nor in CUDA_HOME"
         return {"passed": True, "missing": why}
-    spread(place, sanitized.call, sanitized.CALLS)  # compiles the kernels, which the tools would slow down
+    spread(place, sanitized.call, sanitized.calls(place))  # compiles the kernels, which the tools would slow down
     with ThreadPoolExecutor(len(TOOLS)) as pool:
-        found = dict(zip(TOOLS, pool.map(lambda tool: _errors(program, tool), TOOLS), strict=True))
+        found = dict(zip(TOOLS, pool.map(lambda tool: _errors(program, tool, place.impl), TOOLS), strict=True))
     return {"passed": all(one["errors"] == 0 for one in found.values()), "tools": found}
 
 
@@ -37,11 +37,11 @@ def _program() -> str | None:
     return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=os.pathsep.join(inside))
 
 
-def _errors(program: str, tool: str) -> dict[str, Any]:
+def _errors(program: str, tool: str, impl: str) -> dict[str, Any]:
     """{errors: None where the tool gave no summary, log: the end of what it said where there are any}."""
     # Without torch's caching every tensor is an allocation of its own, whose end the tool knows.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    command = [program, "--tool", tool, sys.executable, "-m", "benchmarks.qualify.sanitized"]
+    command = [program, "--tool", tool, sys.executable, "-m", "benchmarks.qualify.sanitized", impl]
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, env=environment, timeout=SECONDS)
     except subprocess.TimeoutExpired:

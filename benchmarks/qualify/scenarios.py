@@ -30,7 +30,7 @@ class Sizes:
 
     @classmethod
     def of(cls, place: Place) -> Sizes:
-        return cls(1, 41, 151, 19, 16, 2, 3) if place.dry else cls(2, 1003, 20011, 130, 256, 8, 64)
+        return cls(1, 41, 151, 19, place.smallest_dim, 2, 3) if place.dry else cls(2, 1003, 20011, 130, 256, 8, 64)
 
     @property
     def everything(self) -> StatSpec:
@@ -76,6 +76,19 @@ def annotated(sizes: Sizes) -> Case:
     return Case(*sizes.tensors(4, 2, rows, rows, 64), sizes.everything, kwargs)
 
 
+def padded(sizes: Sizes) -> Case:
+    """Sinks, and rows that do not count; heads last."""
+    tensors = (heads_last(tensor) for tensor in sizes.tensors(4, 2, sizes.few, sizes.few, 64))
+    counted = torch.rand(sizes.batch, sizes.few) < 0.7
+    options = {"causal": True, "sink_logits": torch.tensor([0.5, -torch.inf, 2.0, -1.0]), "query_mask": counted}
+    return Case(*tensors, sizes.everything, options)
+
+
+def heads_last(tensor: Tensor) -> Tensor:
+    """The same numbers as Transformers lays them."""
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+
+
 def decoding(sizes: Sizes, rows: int, topk: int) -> Case:
     """Few rows on many keys, which are split over programs and merged."""
     return Case(*sizes.tensors(8, 2, rows, sizes.long, 128), StatSpec.all(topk=topk), {"causal": True})
@@ -100,8 +113,7 @@ def strided(sizes: Sizes) -> Case:
     query, key, value = sizes.tensors(4, 2, sizes.few, sizes.few, 64)
     wide = torch.full((*key.shape[:-1], 2 * key.shape[-1]), torch.nan)
     wide[..., ::2] = key
-    heads_last = query.transpose(1, 2).contiguous().transpose(1, 2)
-    return Case(heads_last, wide[..., ::2], value, sizes.everything, {"causal": True})
+    return Case(heads_last(query), wide[..., ::2], value, sizes.everything, {"causal": True})
 
 
 def nothing_seen(sizes: Sizes) -> Case:
@@ -121,6 +133,8 @@ SCENARIOS: dict[str, Callable[[Sizes], Case]] = {
     "D 128 causal": self_attention(128, causal=True),
     "D 256 causal": self_attention(256, causal=True),
     "D 80, value 48, softcap": odd_dims,
+    "softcap": self_attention(128, causal=True, softcap=5.0),
+    "sinks, query mask": padded,
     "window": self_attention(64, window=(100, 3)),
     "causal window, negative scale": self_attention(64, causal=True, window=(70, -1), scale=-0.1),
     "bool mask": lambda sizes: masked(sizes, "bool"),
@@ -137,6 +151,17 @@ SCENARIOS: dict[str, Callable[[Sizes], Case]] = {
     "rows that see nothing": nothing_seen,
     "no keys": no_keys,
 }
+
+
+# What the CUDA kernels leave to others.
+NOT_FOR_CUDA = (
+    *("D 16", "D 80, value 48, softcap", "bool mask", "float mask", "tags, features, sinks, query mask", "strides"),
+)
+
+
+def names(place: Place) -> list[str]:
+    """Of the calls that the kernels of a place serve."""
+    return [name for name in SCENARIOS if place.impl != "cuda" or name not in NOT_FOR_CUDA]
 
 
 def scenario(place: Place, name: str, dtype: torch.dtype, seed: int) -> Case:

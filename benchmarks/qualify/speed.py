@@ -78,10 +78,11 @@ def _by_head_dim(all_contests: list[Contest], shapes: dict[str, Any]) -> dict[st
 def host_cost(place: Place) -> dict[str, float]:
     """Microseconds of the processor for one small call."""
     dtype = place.dtypes[-1]
-    query, key, value = torch.randn(3, 1, 8, place.size(128, 16), place.size(64, 16), dtype=dtype, device=place.device)
+    rows, dim = place.size(128, 16), place.size(64, place.smallest_dim)
+    query, key, value = torch.randn(3, 1, 8, rows, dim, dtype=dtype, device=place.device)
 
     def ours(spec: StatSpec) -> Callable[[], Any]:
-        return lambda: attncap.attention(query, key, value, spec, impl="triton")
+        return lambda: attncap.attention(query, key, value, spec, impl=place.impl)
 
     calls: dict[str, Callable[[], Any]] = {
         "no statistics [us]": ours(StatSpec.none()),

@@ -33,6 +33,7 @@ void bind_cuda(py::module_& m) {
         .def_property("workspace", nullptr, &set_address<&CudaCall::workspace>);
     m.def("attention_cuda", &attention_cuda, py::arg("problem"), py::arg("call"),
           py::call_guard<py::gil_scoped_release>(), "Queues one call on its stream.");
+    m.def("cuda_runtime_lacks", &cuda_runtime_lacks);
     m.def("cuda_workspace_bytes", &cuda_workspace_bytes, py::arg("problem"), py::arg("call"));
     m.def("cuda_tile_rows", &cuda_tile_rows, py::arg("problem"));
     m.def("cuda_tile_keys", &cuda_tile_keys, py::arg("problem"));

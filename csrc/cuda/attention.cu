@@ -10,6 +10,8 @@ void attention_cuda(const Problem& problem, const CudaCall& call) {
     if (problem.received) received_mass(problem, call);
 }
 
+std::string cuda_runtime_lacks() { return runtime_lacks(); }
+
 int64_t cuda_workspace_bytes(const Problem& problem, const CudaCall& call) {
     const DeviceGuard guard(call.device);
     return forward_workspace_bytes(problem, call);

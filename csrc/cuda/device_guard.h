@@ -1,15 +1,23 @@
-// The device that calls of the CUDA runtime are for, while this lives; the thread's own is put back. On the CPU's model
-// of a GPU there is one device.
+// The CUDA runtime as a call finds it. On the model of a GPU there is one device, which is always there.
 #pragma once
+
+#include <string>
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 
 #include <stdexcept>
-#include <string>
 
 namespace attncap {
 
+// Why the runtime does not start, as where the driver is older than it; "" where it does.
+inline std::string runtime_lacks() {
+    int devices = 0;
+    const cudaError_t status = cudaGetDeviceCount(&devices);
+    return status == cudaSuccess ? "" : cudaGetErrorString(status);
+}
+
+// The device that calls of the runtime are for, while this lives; the thread's own is put back.
 class DeviceGuard {
   public:
     explicit DeviceGuard(int device) {
@@ -34,6 +42,8 @@ class DeviceGuard {
 }  // namespace attncap
 #else
 namespace attncap {
+
+inline std::string runtime_lacks() { return ""; }
 
 struct DeviceGuard {
     explicit DeviceGuard(int) {}

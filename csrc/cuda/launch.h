@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "problem.h"
 #include "statistics/softmax.h"
@@ -28,6 +29,9 @@ struct CudaCall {
 
 // Runs one call: `out` and every statistic it has memory for.
 void attention_cuda(const Problem& problem, const CudaCall& call);
+
+// Why nothing runs on any GPU here; "" where it does.
+std::string cuda_runtime_lacks();
 
 // What Python allocates for a call, of whose `device` and sizes this takes notice.
 int64_t cuda_workspace_bytes(const Problem& problem, const CudaCall& call);
