@@ -166,6 +166,21 @@ def test_packed_sequences(spec: StatSpec) -> None:
         assert_matches_float64(out[own].transpose(0, 1)[None], HeadStats(**of_rows), one, roundings=2)
 
 
+def test_packed_neighbours_that_hold_no_numbers_reach_nobody() -> None:
+    """Tiles are wider than sequences: what lies past the last key is a neighbour's."""
+    torch.manual_seed(0)
+    bounds = [0, 40, 180, 200]
+    query, key, value = (torch.randn(200, 2, 64).to(HALF) for _ in range(3))
+    clean, clean_stats = attention_varlen(query, key, value, bounds, bounds, StatSpec.all(), impl="cuda")
+    for tensor in (query, key, value):
+        tensor[40:180] = torch.nan
+    out, stats = attention_varlen(query, key, value, bounds, bounds, StatSpec.all(), impl="cuda")
+    others = [*range(40), *range(180, 200)]
+    assert torch.equal(out[others], clean[others])
+    for name, got in stats.items():
+        assert torch.equal(got[:, others], getattr(clean_stats, name)[:, others]), name
+
+
 @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
 @pytest.mark.parametrize("topk", [8, 64])
 def test_numbers_that_are_none_reach_only_rows_that_see_them(bad: float, topk: int) -> None:

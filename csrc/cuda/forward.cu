@@ -11,7 +11,8 @@ namespace attncap {
 namespace {
 
 constexpr int ROWS = Forward<BFloat16, 64, Level::plain, false>::ROWS;  // of a block, the same in all kernels
-constexpr int64_t CACHED_BYTES = int64_t(16) << 20;                     // keys and values that stay in the L2 cache
+constexpr int64_t COUNTER_BYTES = 256;  // at the head of the workspace; lists of candidates and scales of rows follow
+constexpr int64_t CACHED_BYTES = int64_t(16) << 20;  // keys and values that stay in the L2 cache
 
 Level level_of(const Problem& problem) {
     if (problem.softcap > 0) return Level::everything;
@@ -29,15 +30,14 @@ Schedule schedule_of(const Problem& problem, const CudaCall& call) {
     schedule.sequences = call.sequences;
     if (call.packed()) {
         schedule.blocks = int(call.tile_count);
-        schedule.section = 1;
-        return schedule;
+    } else {
+        const Sequence& sequence = problem.sequences.front();
+        schedule.rows = int(sequence.rows);
+        schedule.keys = int(sequence.keys);
+        schedule.offset = int(sequence.offset);
+        schedule.blocks = int((sequence.rows + ROWS - 1) / ROWS);
     }
-    const Sequence& sequence = problem.sequences.front();
-    schedule.rows = int(sequence.rows);
-    schedule.keys = int(sequence.keys);
-    schedule.offset = int(sequence.offset);
-    schedule.blocks = int((sequence.rows + ROWS - 1) / ROWS);
-    const int64_t bytes = 4 * sequence.keys * problem.key_dim;  // of a key head's keys and values
+    const int64_t bytes = 4 * std::max<int64_t>(call.keys, 1) * problem.key_dim;  // of a key head's keys and values
     const int64_t cached = std::max<int64_t>(1, CACHED_BYTES / bytes) * (problem.heads / problem.key_heads);
     schedule.section = int(std::min(cached, problem.heads * call.batch));
     return schedule;
@@ -82,7 +82,8 @@ void set_outputs(ForwardParams& params, const Problem& problem, const CudaCall& 
     params.offset_mass = floats(problem.offset_mass);
     params.topk_prob = floats(problem.topk_prob);
     params.topk_index = reinterpret_cast<int32_t*>(problem.topk_index.data);
-    params.lists = reinterpret_cast<Candidate*>(call.workspace);
+    params.taken = reinterpret_cast<int*>(call.workspace);
+    params.lists = reinterpret_cast<Candidate*>(call.workspace + COUNTER_BYTES);
     params.scales = row_scales(problem, call);
 }
 
@@ -94,9 +95,10 @@ void run(int64_t dim, const ForwardCall& call) {
     throw std::invalid_argument("attention_forward: expected a head dim of 64, 128 or 256, got " + std::to_string(dim));
 }
 
-// The lists of candidates, which come first.
+// Lists of candidates.
 int64_t list_bytes(const Problem& problem, const CudaCall& call) {
     if (problem.topk == 0) return 0;
+    // Those of the head dim with the most keys a tile.
     const int64_t entries = level_of(problem) == Level::topk
                                 ? Forward<BFloat16, 64, Level::topk, false>::LIST_ENTRIES
                                 : Forward<BFloat16, 64, Level::everything, false>::LIST_ENTRIES;
@@ -109,12 +111,13 @@ int64_t list_bytes(const Problem& problem, const CudaCall& call) {
 int forward_tile_rows(const Problem&) { return ROWS; }
 
 RowScale* row_scales(const Problem& problem, const CudaCall& call) {
-    return problem.received ? reinterpret_cast<RowScale*>(call.workspace + list_bytes(problem, call)) : nullptr;
+    if (!problem.received) return nullptr;
+    return reinterpret_cast<RowScale*>(call.workspace + COUNTER_BYTES + list_bytes(problem, call));
 }
 
 int64_t forward_workspace_bytes(const Problem& problem, const CudaCall& call) {
     const int64_t rows = problem.received ? problem.heads * call.batch * call.rows : 0;
-    return list_bytes(problem, call) + rows * int64_t(sizeof(RowScale));
+    return COUNTER_BYTES + list_bytes(problem, call) + rows * int64_t(sizeof(RowScale));
 }
 
 void forward(const Problem& problem, const CudaCall& call) {
@@ -135,6 +138,7 @@ void forward(const Problem& problem, const CudaCall& call) {
     prepared.level = level_of(problem);
     prepared.blocks = std::min(device::multiprocessors(call.device), params.schedule.size());
     prepared.stream = static_cast<device::Stream>(call.stream);
+    device::clear(call.workspace, COUNTER_BYTES, prepared.stream);
     if (problem.query.dtype == DType::bfloat16)
         run<BFloat16>(problem.key_dim, prepared);
     else

@@ -12,6 +12,7 @@
 namespace attncap {
 
 constexpr int LOADING_REGISTERS = 24, CONSUMING_REGISTERS = 240;
+constexpr int CLEARED = 3;  // a named barrier; the consumers' turns are 1 and 2
 
 // The consumers' turns at the tensor cores, by a named barrier for each.
 struct Turns {
@@ -71,6 +72,7 @@ ATTNCAP_DEVICE void attend(float (&s)[C::KEYS / 2], float (&factor)[2], Rows<C>&
     }
     if constexpr (C::TOPK) {
         if (params.topk > 0) candidates.collect(s, group, start, params.topk, tile == tiles.last);
+        device::sync_warp();  // what follows takes whole warps
     }
     ATTNCAP_UNROLL
     for (int r = 0; r < 2; ++r) factor[r] = add_to_sums(s, rows, r, peak[r], start, block, params.unit);
@@ -92,8 +94,9 @@ ATTNCAP_DEVICE void round_weights(uint32_t (&weights)[C::KEYS / 16][4], const fl
     for (int i = 0; i < C::KEYS / 4; ++i) weights[i / 4][i % 4] = device::pack<typename C::T>(s[2 * i], s[2 * i + 1]);
 }
 
-// One lane of each warp says that it reads a slot no more.
+// One lane of each warp says that the warp reads a slot no more, nor waits for it.
 ATTNCAP_DEVICE void release_slot(uint64_t* empty) {
+    device::sync_warp();
     if (lane() == 0) device::barrier_arrive(empty);
 }
 
@@ -103,13 +106,15 @@ struct Consumer {
     SharedTiles<C>& shared;
     Turns turns;
     int warpgroup;
-    int blocks_done = 0, tiles_done = 0;  // tiles whose values are added
+    int tiles_done = 0;  // tiles whose values are added
 
     ATTNCAP_DEVICE Consumer(const ForwardParams& params, SharedTiles<C>& shared, int warpgroup)
         : params(params), shared(shared), turns(warpgroup), warpgroup(warpgroup) {}
 
     ATTNCAP_DEVICE void consume() {
-        for (int index = device::block(); index < params.schedule.size(); index += device::blocks()) {
+        for (int number = 0;; ++number) {
+            const int index = next_block(number);
+            if (index >= params.schedule.size()) return;
             const Block block = params.schedule.at(index, C::ROWS);
             float acc[C::DIM / 2];
             ATTNCAP_UNROLL
@@ -123,7 +128,11 @@ struct Consumer {
                 candidates.begin(params, counts);
             }
             const Walk tiles = walk(block, C::ROWS, C::KEYS, params.left, params.right);
-            if (!tiles.empty()) attend_all(acc, rows, candidates, block, tiles);
+            device::barrier_wait(&shared.query_full, Ring<1>::parity(number));
+            if (!tiles.empty())
+                attend_all(acc, rows, candidates, block, tiles);
+            else
+                release_slot(&shared.query_empty);
             finish(acc, rows, candidates, params.schedule.at(device::again(index), C::ROWS), params);
         }
     }
@@ -134,7 +143,6 @@ struct Consumer {
         const char* query = shared.query + warpgroup * 64 * 128;
         float s[C::KEYS / 2], factor[2];
         uint32_t weights[C::KEYS / 16][4];
-        device::barrier_wait(&shared.query_full, Ring<1>::parity(blocks_done++));
         wait(shared.key_full, tiles_done);
         device::pin(s);
         device::multiply_fence();
@@ -144,6 +152,8 @@ struct Consumer {
         release(shared.key_empty, tiles_done);
         attend(s, factor, rows, candidates, block, tiles, tiles.last, params);
         round_weights<C>(weights, s);
+        const bool beyond = params.schedule.table != nullptr && (tiles.last + 1) * C::KEYS > block.keys;
+        if (beyond) clear_values(block, tiles.last);
         for (int tile = tiles.last - 1; tile >= tiles.first; --tile, ++tiles_done) {
             wait(shared.key_full, tiles_done + 1);
             turns.wait();
@@ -183,6 +193,32 @@ struct Consumer {
     }
 
     static ATTNCAP_DEVICE int slot(int number) { return Ring<C::STAGES>::slot(number); }
+
+    // The block that the producer has taken.
+    ATTNCAP_DEVICE int next_block(int number) {
+        const int slot = Ring<2>::slot(number);
+        device::barrier_wait(&shared.block_full[slot], Ring<2>::parity(number));
+        // A reduction gives one number for the whole warp, which costs no register of its threads.
+        const int index = int(device::reduce_max(uint32_t(shared.block[slot])));
+        release_slot(&shared.block_empty[slot]);
+        return index;
+    }
+
+    // Values past the keys of a packed sequence are a neighbour's, which may hold anything: 0 times a NaN is none.
+    ATTNCAP_DEVICE void clear_values(const Block& block, int tile) {
+        const int first = block.keys - tile * C::KEYS;
+        wait(shared.value_full, tiles_done);
+        char* value = shared.value[slot(tiles_done)];
+        ATTNCAP_KEEP_ROLLED
+        for (int line = device::again(device::thread()) - 128; line < C::PANELS * C::KEYS; line += 128 * C::CONSUMERS) {
+            if (line % C::KEYS < first) continue;
+            uint32_t* words = reinterpret_cast<uint32_t*>(value + line * 128);
+            ATTNCAP_KEEP_ROLLED
+            for (int i = 0; i < 32; ++i) words[i] = 0;
+        }
+        device::fence_async();
+        device::named_sync(CLEARED, 128 * C::CONSUMERS);
+    }
 
     // Until tile `number` has arrived.
     static ATTNCAP_DEVICE void wait(uint64_t (&full)[C::STAGES], int number) {

@@ -8,6 +8,7 @@ namespace attncap {
 
 template <typename C>
 void run_kernel(const ForwardCall& call) {
+    static_assert(sizeof(SharedTiles<C>) <= MOST_SHARED_BYTES, "tiles fit in shared memory");
     ForwardParams params = call.params;
     params.query = call.query.map<typename C::T>(C::ROWS);
     params.key = call.key.map<typename C::T>(C::KEYS);

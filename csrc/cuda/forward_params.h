@@ -23,18 +23,19 @@ struct Forward {
     static constexpr int CONSUMERS = 2;  // warpgroups that each own 64 rows; one more loads
     static constexpr int ROWS = 64 * CONSUMERS, THREADS = 128 * (CONSUMERS + 1);
     // As many keys a tile as leave registers for the statistics (benchmarks/gate_cuda shows spills).
-    static constexpr int KEYS = DIM == 256                            ? (LEVEL == Level::everything ? 32 : 64)
-                                : DIM == 128 && LEVEL != Level::plain ? 96
-                                                                      : 128;
-    static constexpr int STAGES = DIM == 64 ? 4 : 2;
+    static constexpr int KEYS = DIM == 256   ? (LEVEL == Level::everything ? 32 : 64)
+                                : DIM == 128 ? (LEVEL == Level::everything ? 64 : LEVEL == Level::plain ? 128 : 96)
+                                             : (LEVEL == Level::everything ? 96 : 128);
+    static constexpr int STAGES = DIM == 64 || (DIM == 128 && KEYS < 128) ? 4 : 2;
     static constexpr int PANELS = DIM / 64;  // of 64 columns, the width of a swizzled row
 
     static constexpr bool ENTROPY = LEVEL != Level::plain;
     static constexpr bool EVERYTHING = LEVEL == Level::everything;  // collision, distance, offsets, top-k up to 64
     static constexpr bool TOPK = LEVEL == Level::topk || EVERYTHING;
-    static constexpr int FEW = LEVEL == Level::topk ? 2 : 0;  // scores a thread keeps, which bound a top 4 * FEW
+    static constexpr int FEW = 2;  // scores of a row that a thread keeps, which bound a top 4 * FEW
     static constexpr int MOST_TOPK = EVERYTHING ? 64 : 4 * FEW;
     static constexpr int CAPACITY = KEYS / 4 + (EVERYTHING ? 64 : 48);  // of a thread's list of candidates of a row
+    static_assert(KEYS % 32 == 0, "a thread's columns are whole groups of 8");
     // Candidates that a CTA has room for: 64 lists a warp, one for each lane and each of its two rows.
     static constexpr int64_t LIST_ENTRIES = int64_t(CONSUMERS) * 4 * 64 * CAPACITY;
 };
@@ -64,6 +65,7 @@ struct ForwardParams {
     int32_t* topk_index;
     RowScale* scales;  // (batch, heads, total_rows), for passes that follow
     Candidate* lists;  // LIST_ENTRIES for each CTA
+    int* taken;        // blocks that CTAs have taken besides the first of each; 0 on entry
 };
 
 }  // namespace attncap

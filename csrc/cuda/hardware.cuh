@@ -97,6 +97,12 @@ ATTNCAP_DEVICE void barrier_wait(uint64_t* barrier, int phase) {
 
 // Tensor maps, and the tiles that TMA loads by them.
 
+// Writes of this thread to shared memory are seen by TMA and wgmma that are issued after it.
+ATTNCAP_DEVICE void fence_async() { cutlass::arch::fence_view_async_shared(); }
+
+// The number before; threads of all CTAs come one after another.
+ATTNCAP_DEVICE int fetch_add(int* number, int by) { return atomicAdd(number, by); }
+
 using TensorMap = CUtensorMap;
 
 enum class Keep : uint64_t {
@@ -309,6 +315,10 @@ inline int multiprocessors(int device) {
     int count = 0;
     check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "device", "counting multiprocessors");
     return count;
+}
+
+inline void clear(void* memory, int64_t bytes, Stream stream) {
+    check(cudaMemsetAsync(memory, 0, size_t(bytes), stream), "device", "clearing memory");
 }
 
 template <typename Params>

@@ -20,13 +20,13 @@ struct Block {
     ATTNCAP_INLINE int first_position() const { return first_row + offset; }
 };
 
-// Blocks of ROWS rows of every head in the order they are taken: under a causal mask later rows, which see more keys,
+// Blocks of rows of every head, in the order they are taken: under a causal mask later rows, which see more keys,
 // first. Heads come in sections whose keys and values fit the cache together, and of which all blocks are taken before
 // the next section's.
 struct Schedule {
     int heads, batch, section, blocks;  // of a section: heads of some batch entry; of a head: blocks
     int rows, keys, offset;             // of every batch entry
-    // Of packed sequences, else null: (sequence, block) of each block of a head, and
+    // Of packed sequences, else null: (sequence, block) of each block of a head, the longest first, and
     // (row0, rows, key0, keys, offset) of each sequence. `blocks` counts those of all sequences then.
     const int32_t* table;
     const int32_t* sequences;
@@ -34,16 +34,14 @@ struct Schedule {
     ATTNCAP_INLINE int size() const { return blocks * heads * batch; }
 
     ATTNCAP_INLINE Block at(int index, int block_rows) const {
-        if (table != nullptr) {
-            const int32_t* entry = table + 2 * (index / heads);
-            const int32_t* sequence = sequences + 5 * entry[0];
-            return {0,           index % heads, entry[1] * block_rows, sequence[0],
-                    sequence[1], sequence[2],   sequence[3],           sequence[4]};
-        }
         const int first = index / (section * blocks) * section, inside = index % (section * blocks);
         const int rest = heads * batch - first, here = rest < section ? rest : section;
-        const int head = first + inside % here;
-        return {head / heads, head % heads, (blocks - 1 - inside / here) * block_rows, 0, rows, 0, keys, offset};
+        const int head = first + inside % here, turn = inside / here;
+        if (table == nullptr)
+            return {head / heads, head % heads, (blocks - 1 - turn) * block_rows, 0, rows, 0, keys, offset};
+        const int32_t* entry = table + 2 * turn;
+        const int32_t* sequence = sequences + 5 * entry[0];
+        return {0, head, entry[1] * block_rows, sequence[0], sequence[1], sequence[2], sequence[3], sequence[4]};
     }
 };
 

@@ -12,7 +12,7 @@
 
 namespace attncap {
 
-struct Candidate {
+struct alignas(8) Candidate {
     float score;
     int32_t key;
 };
@@ -23,6 +23,8 @@ ATTNCAP_INLINE bool precedes(const Candidate& a, const Candidate& b) {
 
 // Comes after every candidate, and before none.
 ATTNCAP_INLINE Candidate no_candidate() { return {-infinity(), INT32_MAX}; }
+
+ATTNCAP_INLINE bool exists(const Candidate& candidate) { return candidate.key != INT32_MAX; }
 
 // The FEW largest of a stream of scores, falling.
 template <int FEW>
@@ -44,31 +46,60 @@ struct Best {
 
 // A thread's list in memory that it shares with no other: entry i stands `stride` entries after entry i - 1.
 struct CandidateList {
+    static constexpr int BATCH = 8;  // entries that are asked for together, for memory is far
+
     Candidate* entries;
     int stride;
     int count;
 
-    ATTNCAP_INLINE const Candidate& operator[](int i) const { return entries[int64_t(i) * stride]; }
     ATTNCAP_INLINE void append(const Candidate& candidate) { entries[int64_t(count++) * stride] = candidate; }
+
+    // Entries first .. first + BATCH - 1; `no_candidate()` past the last.
+    ATTNCAP_INLINE void read(int first, Candidate (&batch)[BATCH]) const {
+        ATTNCAP_UNROLL
+        for (int i = 0; i < BATCH; ++i)
+            batch[i] = first + i < count ? entries[int64_t(first + i) * stride] : no_candidate();
+    }
+
+    template <typename Visit>
+    ATTNCAP_INLINE void each(const Visit& visit) const {
+        ATTNCAP_KEEP_ROLLED
+        for (int first = 0; first < count; first += BATCH) {
+            Candidate batch[BATCH];
+            read(first, batch);
+            ATTNCAP_UNROLL
+            for (int i = 0; i < BATCH; ++i) visit(batch[i]);
+        }
+    }
 
     // The first in order of those that come after `last`; `no_candidate()` where none does.
     ATTNCAP_INLINE Candidate next(const Candidate& last) const {
         Candidate found = no_candidate();
-        for (int i = 0; i < count; ++i) {
-            const Candidate candidate = (*this)[i];
+        each([&](const Candidate& candidate) {
             if (precedes(last, candidate) && precedes(candidate, found)) found = candidate;
-        }
+        });
         return found;
     }
 
     // Drops what comes after `last`.
     ATTNCAP_INLINE void cut(const Candidate& last) {
         int kept = 0;
-        for (int i = 0; i < count; ++i) {
-            const Candidate candidate = (*this)[i];
-            if (!precedes(last, candidate)) entries[int64_t(kept++) * stride] = candidate;
+        ATTNCAP_KEEP_ROLLED
+        for (int first = 0; first < count; first += BATCH) {
+            Candidate batch[BATCH];
+            read(first, batch);
+            ATTNCAP_UNROLL
+            for (int i = 0; i < BATCH; ++i)
+                if (first + i < count && !precedes(last, batch[i])) entries[int64_t(kept++) * stride] = batch[i];
         }
         count = kept;
+    }
+
+    // How many scores reach the bound.
+    ATTNCAP_INLINE int reaching(float bound) const {
+        int number = 0;
+        each([&](const Candidate& candidate) { number += candidate.score >= bound ? 1 : 0; });
+        return number;
     }
 };
 

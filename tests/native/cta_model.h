@@ -88,6 +88,14 @@ inline void barrier_expect(uint64_t* barrier, int bytes) {
 inline void barrier_arrive(uint64_t* barrier) { barrier_expect(barrier, 0); }
 inline void barrier_wait(uint64_t* barrier, int phase) { model::Cta::current().barriers.wait(barrier, phase); }
 
+inline void fence_async() {}
+
+inline int fetch_add(int* number, int by) {
+    const int before = *number;
+    *number += by;
+    return before;
+}
+
 // Tensor maps, and the tiles that TMA loads by them.
 
 using TensorMap = TensorShape;
@@ -300,6 +308,8 @@ using Stream = void*;
 
 // Few, so that a CTA serves several blocks.
 inline int multiprocessors(int) { return 3; }
+
+inline void clear(void* memory, int64_t bytes, Stream) { std::memset(memory, 0, size_t(bytes)); }
 
 template <typename Params>
 void launch(void (*kernel)(Params), int blocks, int threads, int shared_bytes, Stream, const char* name,

@@ -190,6 +190,10 @@ void lists() {
         list.cut(last);
         check::that(list.count == kept, "as many as were taken stay", {double(list.count), double(kept)});
         check::that(list.next(last).score == -infinity(), "none comes after the last");
+        const float bound = float(below(kinds + 2)) - 1.0f;
+        long reaching = 0;
+        for (int j = 0; j < kept; ++j) reaching += all[size_t(j)].score >= bound;
+        check::that(list.reaching(bound) == reaching, "scores that reach a bound", {double(reaching)});
     }
 }
 
