@@ -133,7 +133,8 @@ class BuildExtension(build_ext):
                 assert isinstance(toolkit, nvcc.Toolkit)
                 compile_stale(Path(obj), toolkit.command(src, obj, pp_opts), lambda command: run_nvcc(command, obj))
                 return
-            fixed = [*self.compiler.compiler_so, *cc_args, src, *extra_postargs]
+            compiler = getattr(self.compiler, "compiler_so_cxx", self.compiler.compiler_so)
+            fixed = [*compiler, *cc_args, src, *extra_postargs]
             compile_stale(Path(obj), [*fixed, *flags_for(src), *defines_for(src)], run)
 
         compile_all = self.compiler.compile

@@ -70,17 +70,21 @@ def _lacks_of_device(device: torch.device) -> str | None:
     return _lacks_of_gpu(device.index)
 
 
-@functools.cache
 def _lacks_of_gpu(index: int | None) -> str | None:
+    return _lacks_of_processor(index)
+
+
+# What torch.compiler.assume_constant_result sets (and loads the compiler for): a compiled call asks once.
+_lacks_of_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _lacks_of_processor(index: int | None) -> str | None:
     major, minor = torch.cuda.get_device_capability(index)
     if (major, minor) != CAPABILITY:
         return f"it serves compute capability 9.0 (Hopper), got {major}.{minor}"
     lacking = _C.cuda_runtime_lacks()
     return f"the CUDA runtime that it was built with does not start: {lacking}" if lacking else None
-
-
-# What torch.compiler.assume_constant_result sets (and loads the compiler for).
-_lacks_of_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def attention(call: Call, out: Tensor, stats: HeadStats, *, native: ModuleType = _C) -> None:

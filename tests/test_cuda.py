@@ -94,7 +94,7 @@ def test_devices_that_it_does_not_serve(monkeypatch):
     gpu = torch.device("cuda", 1)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, index))
-    monkeypatch.setattr(cuda, "_lacks_of_gpu", cuda._lacks_of_gpu.__wrapped__)
+    monkeypatch.setattr(cuda, "_lacks_of_processor", cuda._lacks_of_processor.__wrapped__)
     assert cuda._lacks_of_device(gpu) == "it serves compute capability 9.0 (Hopper), got 8.1"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: (9, 0))
     monkeypatch.setattr(_C, "cuda_runtime_lacks", lambda: "driver is too old", raising=False)
@@ -103,6 +103,18 @@ def test_devices_that_it_does_not_serve(monkeypatch):
     assert cuda._lacks_of_device(gpu) is None
     monkeypatch.setattr(torch.version, "hip", "6.0")
     assert "NVIDIA" in str(cuda._lacks_of_device(gpu))
+
+
+def test_compiled_calls_ask_for_the_processor_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(cuda, "_lacks_of_processor", lambda index: asked.append(index))
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def served(tensor: Tensor) -> Tensor:
+        return tensor + (1 if cuda._lacks_of_gpu(3) is None else 2)
+
+    assert [served(torch.zeros(())).item() for _ in range(2)] == [1, 1]
+    assert asked == [3]
 
 
 class TestAuto:
