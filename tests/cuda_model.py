@@ -8,8 +8,6 @@ from __future__ import annotations
 import fcntl
 import functools
 import importlib.util
-import os
-import shlex
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -22,6 +20,7 @@ from torch import Tensor
 from attncap import HeadStats, cuda, dispatch
 from attncap.validation import Call
 from building.stale import compile_stale
+from tests import programs
 
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "tests" / "native"
@@ -29,11 +28,6 @@ FOLDER = ROOT / "build" / "cuda_model"  # what has not changed since the last se
 NAME = "cuda_model"
 # A kernel is tested for its meaning, so a model of it may be slow; without any optimisation it would be too slow.
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
-
-
-def compiler() -> list[str]:
-    """The command that setup.py compiles C++ with."""
-    return shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "g++")
 
 
 def build(folder: Path) -> ModuleType:
@@ -54,7 +48,7 @@ def _linked(folder: Path) -> Path:
     import pybind11
 
     includes = [ROOT / "csrc", NATIVE, pybind11.get_include(), sysconfig.get_paths()["include"]]
-    compiling = [*compiler(), *FLAGS, *(f"-I{include}" for include in includes)]
+    compiling = [*programs.compiler(), *FLAGS, *(f"-I{include}" for include in includes)]
     sources = [NATIVE / f"{NAME}.cpp", *(ROOT / "csrc" / "bindings" / f"{part}.cpp" for part in ("problem", "cuda"))]
     sources += sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     objects = []
@@ -65,7 +59,7 @@ def _linked(folder: Path) -> Path:
     library = folder / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not library.exists() or any(library.stat().st_mtime < made.stat().st_mtime for made in objects):
         library.unlink(missing_ok=True)  # a process may have it open, whose pages must stay as they are
-        subprocess.run([*compiler(), "-shared", *map(str, objects), "-o", str(library)], check=True)
+        subprocess.run([*programs.compiler(), "-shared", *map(str, objects), "-o", str(library)], check=True)
     return library
 
 
