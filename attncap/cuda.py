@@ -1,12 +1,13 @@
 """Launcher of the CUDA kernels: what they serve, and one call described to them.
 
-Nothing here waits for the device, so a call that has run once can be captured in a CUDA graph.
+Nothing here waits for the device but the first call with packed sequences of some lengths, whose tables it copies: a
+call that has run once can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -15,14 +16,16 @@ import torch
 from torch import Tensor
 
 from attncap import _C
+from attncap.device_tables import on_device
 from attncap.native import problem_of
-from attncap.types import HeadStats, StatSpec
+from attncap.types import HeadStats, StatSpec, UnsupportedError
 from attncap.validation import Call, Extras, Options, Span
 
 DTYPES = (torch.bfloat16, torch.float16)
 HEAD_DIMS = (64, 128, 256)
 MOST_OFFSETS = 4
 MOST_POSITION = 2**28
+FEWEST_ROWS = 64  # of a head, for `auto`: what one warpgroup owns
 CAPABILITY = (9, 0)
 ALIGNMENT = 16  # bytes; what the tensor memory accelerator asks of addresses and strides
 
@@ -39,12 +42,22 @@ def lacks(query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras: Ext
             return f"it serves calls without {name}"
     if len(spec.offsets) > MOST_OFFSETS:
         return f"it serves up to {MOST_OFFSETS} offsets, got {len(spec.offsets)}"
-    if max(query.shape[-2], key.shape[-2]) > MOST_POSITION:
-        return f"it serves up to {MOST_POSITION} rows and keys, got {query.shape[-2]} and {key.shape[-2]}"
+    if max(_rows(query), _rows(key)) > MOST_POSITION:
+        return f"it serves up to {MOST_POSITION} rows and keys, got {_rows(query)} and {_rows(key)}"
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if why := _lacks_of_layout(tensor):
             return f"{name}: {why}"
     return _lacks_of_device(query.device)
+
+
+def suits(query: Tensor) -> bool:
+    """Whether a call has rows enough to be worth it: few are better served where their keys are split."""
+    return _rows(query) >= FEWEST_ROWS
+
+
+def _rows(tensor: Tensor) -> int:
+    """Rows of (B, H, N, D) tensors, or of packed (N, H, D) ones."""
+    return tensor.shape[0] if tensor.dim() == 3 else tensor.shape[2]
 
 
 def _lacks_of_layout(tensor: Tensor) -> str | None:
@@ -98,6 +111,7 @@ def attention(call: Call, out: Tensor, stats: HeadStats, *, native: ModuleType =
     if call.query.numel() == 0 or call.key.numel() == 0:
         _fill_unseen(out, stats)
         return
+    _check_offsets(call)
     call = _readable(call)
     device = call.query.device
     problem = problem_of(native, call, out, stats)
@@ -111,6 +125,13 @@ def attention(call: Call, out: Tensor, stats: HeadStats, *, native: ModuleType =
     launch.workspace, launch.workspace_bytes = workspace.data_ptr(), workspace.numel()
     native.attention_cuda(problem, launch)
     del tables, workspace  # whose memory the kernels were given, in the order of the stream
+
+
+def _check_offsets(call: Call) -> None:
+    """Positions less keys stay within 32 bits."""
+    far = max(abs(offset) for *_, offset in call.sequences)
+    if far > MOST_POSITION:
+        raise UnsupportedError(f"impl='cuda' serves query offsets within +-{MOST_POSITION}, got {far}")
 
 
 def _fill_unseen(out: Tensor, stats: HeadStats) -> None:
@@ -157,10 +178,10 @@ def _window(options: Options) -> tuple[int, int]:
     return left, 0 if options.causal else right
 
 
-@functools.lru_cache(maxsize=64)  # a packed batch passes through many layers
+@on_device
 def _tables(
-    sequences: tuple[Span, ...], window: tuple[int, int], tile_rows: int, tile_keys: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
+    sequences: tuple[Span, ...], window: tuple[int, int], tile_rows: int, tile_keys: int
+) -> list[Sequence[tuple[int, ...]]]:
     """(tiles of rows, tiles of keys, sequences) as CudaCall has them."""
     left, right = window
 
@@ -180,11 +201,7 @@ def _tables(
 
     of_rows = _most_work_first(sequences, [-(-span[2] // tile_rows) for span in sequences], keys_seen)
     of_keys = _most_work_first(sequences, [-(-span[4] // tile_keys) for span in sequences], rows_that_see)
-    whole = [span[1:] for span in sequences]
-    tiles, key_tiles, spans = (
-        torch.tensor(table, dtype=torch.int32, device=device) for table in (of_rows, of_keys, whole)
-    )
-    return tiles.reshape(-1, 2), key_tiles.reshape(-1, 2), spans
+    return [of_rows, of_keys, [span[1:] for span in sequences]]
 
 
 def _most_work_first(

@@ -70,7 +70,17 @@ def _automatic(query: Tensor, key: Tensor, value: Tensor, spec: StatSpec, extras
             _warn_of_reference(next(iter(lacking.values()), None) or f"it has no kernels for {device}")
         return "reference"
     head_dim = max(query.shape[-1], value.shape[-1])
-    return serving[0] if serving == ("cpu",) else _on_gpu(serving, query.device.index, head_dim)
+    suiting = tuple(name for name in serving if _suits(name, query)) or serving
+    return serving[0] if serving == ("cpu",) else _on_gpu(suiting, query.device.index, head_dim)
+
+
+def _suits(impl: str, query: Tensor) -> bool:
+    """Whether an implementation that serves a call is made for calls like it."""
+    if impl != "cuda":
+        return True
+    from attncap import cuda
+
+    return cuda.suits(query)
 
 
 def _on_gpu(serving: tuple[str, ...], index: int | None, head_dim: int) -> str:

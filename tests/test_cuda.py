@@ -129,15 +129,25 @@ class TestAuto:
     def test_takes_cuda_where_it_is_qualified_and_serves(self, monkeypatch):
         runs = {"triton": {qualification.SPEED: {"64": 300.0}}, "cuda": {qualification.SPEED: {"64": 500.0}}}
         monkeypatch.setattr(qualification, "qualified_run", lambda impl, _gpu: runs[impl])
-        attention(*qkv())
+        query, key, value = (tensor.half() for tensor in qkv())
+        many = query.repeat(1, 1, 32, 1)
+        attention(many, key, value)
         assert attncap.last_impl() == "cuda"
-        attention(*(tensor.half() for tensor in qkv()), attn_mask=torch.ones(5, dtype=torch.bool))
+        attention(many, key, value, attn_mask=torch.ones(5, dtype=torch.bool))
+        assert attncap.last_impl() == "triton"
+        attention(query, key, value)  # whose few rows Triton splits the keys for
         assert attncap.last_impl() == "triton"
 
     @pytest.mark.filterwarnings("ignore:attncap takes kernels that are not qualified")
     def test_leaves_cuda_alone_where_it_is_not(self):
         attention(*(tensor.half() for tensor in qkv()))
         assert attncap.last_impl() == "triton"
+
+
+@pytest.mark.usefixtures("cuda_model")
+def test_offsets_past_what_positions_hold() -> None:
+    with pytest.raises(UnsupportedError, match="query offsets within"):
+        attention(*qkv(), impl="cuda", query_offset=2**29)
 
 
 @pytest.mark.usefixtures("cuda_model")

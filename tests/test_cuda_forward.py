@@ -160,9 +160,7 @@ def test_packed_sequences(spec: StatSpec) -> None:
             replace(spec, received=False),
             kwargs | {"query_mask": mask[own][None]},
         )
-        of_rows = {
-            name: tensor[:, own][None] for name, tensor in stats.items() if name != "received_mass"
-        }
+        of_rows = {name: tensor[:, own][None] for name, tensor in stats.items() if name != "received_mass"}
         assert_matches_float64(out[own].transpose(0, 1)[None], HeadStats(**of_rows), one, roundings=2)
 
 

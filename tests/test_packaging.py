@@ -29,7 +29,7 @@ HEAVY = (
 
 # From the bottom up; a module may import its own layer and those below it, when it is imported or later.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("types", "extras", "claims", "parts", "colours", "display"),
+    ("types", "extras", "claims", "parts", "colours", "display", "device_tables"),
     ("validation",),
     ("reference", "gradients", "native", "cpu", "cuda", "qualification", "annotations", "layers", "_C"),
     ("dispatch", "ops", "autograd"),
@@ -113,8 +113,8 @@ def test_imports_run_downwards(path):
 
 
 @pytest.mark.parametrize("path", sorted(PROJECT.glob("kernels/attncap_kernels/*.py")), ids=lambda path: path.stem)
-def test_kernels_know_of_types_and_arguments_alone(path):
-    assert {name.partition(".")[0] for name in imports_of(path)} <= {"types", "validation"}
+def test_kernels_know_of_types_arguments_and_tables_alone(path):
+    assert {name.partition(".")[0] for name in imports_of(path)} <= {"types", "validation", "device_tables"}
 
 
 def test_types_import_no_accelerator():

@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from attncap.device_tables import on_device
 from attncap.validation import Call, Span
 from attncap_kernels import plans
 from attncap_kernels.records import Inputs, Plan, array
@@ -108,7 +109,7 @@ class TritonCall(Call):
             key_features=array(extras.key_features),
             heads=self.heads,
             key_heads=self.key.shape[1],
-            sequences=None if tiles is None else _sequences(tuple(self.sequences), self.query.device),
+            sequences=None if tiles is None else _sequences(tuple(self.sequences), self.query.device)[0],
             tiles=tiles,
             part_rows=self.query.shape[0] * self.heads * self.query.shape[2],
         )
@@ -143,7 +144,7 @@ class TritonCall(Call):
         """(tiles of `size` rows or keys of one head, over all batch entries or sequences; their table if packed)."""
         lengths = [sequence[4] if of_keys else sequence[2] * group for sequence in self.sequences]
         counts = tuple(-(-length // size) for length in lengths)
-        return sum(counts), _tile_table(counts, self.query.device) if self.packed else None
+        return sum(counts), _tile_table(counts, self.query.device)[0] if self.packed else None
 
     @property
     def lengths(self) -> tuple[int, int, int]:
@@ -152,10 +153,14 @@ class TritonCall(Call):
         return rows, keys, offset
 
 
-@functools.lru_cache(maxsize=64)
+@on_device
+def _offsets(offsets: tuple[int, ...]) -> list[tuple[int, ...]]:
+    return [offsets]
+
+
 def offsets_on(offsets: tuple[int, ...], device: torch.device) -> Tensor:
     """The offsets of a call as kernels read them."""
-    return torch.tensor(offsets, dtype=torch.int32, device=device)
+    return _offsets(offsets, device)[0]
 
 
 def _padded(size: int) -> int:
@@ -169,13 +174,12 @@ def _precision(query: Tensor) -> str:
     return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
 
 
-@functools.lru_cache(maxsize=64)
-def _sequences(sequences: tuple[Span, ...], device: torch.device) -> Tensor:
-    return torch.tensor([sequence[1:] for sequence in sequences], dtype=torch.int32, device=device)
+@on_device
+def _sequences(sequences: tuple[Span, ...]) -> list[list[tuple[int, ...]]]:
+    return [[sequence[1:] for sequence in sequences]]
 
 
-@functools.lru_cache(maxsize=64)
-def _tile_table(counts: tuple[int, ...], device: torch.device) -> Tensor:
+@on_device
+def _tile_table(counts: tuple[int, ...]) -> list[list[tuple[int, int]]]:
     """(sequence, tile) of each tile, later tiles first."""
-    table = [(index, tile) for index, count in enumerate(counts) for tile in reversed(range(count))]
-    return torch.tensor(table, dtype=torch.int32, device=device).reshape(-1, 2)
+    return [[(index, tile) for index, count in enumerate(counts) for tile in reversed(range(count))]]
