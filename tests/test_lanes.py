@@ -22,6 +22,7 @@ NATIVE = ROOT / "tests" / "native"
 
 # What the kernels' sources define, one per set.
 MACROS = {
+    "amx": ("ATTNCAP_AVX512", "ATTNCAP_BF16", "ATTNCAP_AMX"),
     "avx512bf16": ("ATTNCAP_AVX512", "ATTNCAP_BF16"),
     "avx512": ("ATTNCAP_AVX512",),
     "avx2": ("ATTNCAP_AVX2",),
@@ -33,11 +34,12 @@ OF_A_TYPE = (
 )  # fmt: skip
 GROUPS = [f"{number}.{group}" for number in ("float", "double") for group in OF_A_TYPE]
 GROUPS += ["half", "bfloat", "stored", "half.narrow", "bfloat.narrow"]
-OF_PAIRS = ["pairs", "pairs.scores"]
+OF_PAIRS = ["pairs", "pairs.rows", "pairs.scores", "pairs.sums", "pairs.values"]
 
 
 def groups_of(isa: str) -> list[str]:
-    return GROUPS + (OF_PAIRS if "ATTNCAP_BF16" in MACROS[isa] else [])
+    pairs = OF_PAIRS if "ATTNCAP_BF16" in MACROS[isa] else []
+    return GROUPS + pairs + (["tiles"] if "ATTNCAP_AMX" in MACROS[isa] else [])
 
 
 def compiler() -> list[str]:

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cpu/arena.h"
-#include "cpu/row_product.h"
+#include "cpu/paired.h"
 
 namespace attncap {
 namespace ATTNCAP_ISA {
@@ -28,6 +28,8 @@ struct GradientWorkspace {
     T *keys, *features;                                  // [kMapKeys][dim]
     T *prob, *slope, *capped, *largest;                  // [kMapKeys][kRows]
     T* query_sum;                                        // [dim][kRows]
+    uint32_t *prob_pairs, *slope_pairs;                  // [kMapKeys][kRows / 2] of neighbouring rows
+    uint32_t* slope_of_keys;                             // [kMapKeys / 2][kRows] of neighbouring keys
     T *received, *mask_sum;                              // [kMapKeys], [kRows]
     T *lse, *level, *null_term, *ones;                   // [kRows]
     Int *position, *first_key;                           // [kRows]
@@ -71,6 +73,8 @@ struct GradientWorkspace {
         take(&capped, p.softcap != 0 ? kMapKeys * kRows : 0);
         take(&largest, (kMapKeys / Lanes<T>::kTileKeys + 1) * kRows);
         take(&query_sum, key_dim * kRows);
+        const int64_t pairs = kHasPairs && sizeof(T) == 4 ? kMapKeys * kRows / 2 : 0;
+        for (uint32_t** words : {&prob_pairs, &slope_pairs, &slope_of_keys}) take(words, pairs);
         take(&received, kMapKeys);
         take(&key_tags, kMapKeys);
         ArrivedRows<T>& a = arrived;
