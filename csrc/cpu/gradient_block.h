@@ -113,7 +113,7 @@ class GradientBlock {
         const SoftmaxMap<T> softmax{w_, key0, count};
         map_(key0, key1);
         if (u_.out.given()) {
-            slopes_(map_.seen(), key0, key1, w_.slope, w_.largest);
+            slopes_(map_.seen(), key0, key1, w_.slope);
         } else {
             std::fill(w_.slope, w_.slope + count * kRows, T(0));
         }

@@ -26,7 +26,7 @@ struct GradientWorkspace {
     T *query_packed, *out_packed, *staging, *converted;  // see ProductMemory
     T *query_rows, *out_rows, *feature_rows;             // [kRows][whole vectors]
     T *keys, *features;                                  // [kMapKeys][dim]
-    T *prob, *slope, *capped, *largest;                  // [kMapKeys][kRows]
+    T *prob, *slope, *capped;                            // [kMapKeys][kRows]
     T* query_sum;                                        // [dim][kRows]
     uint32_t *prob_pairs, *slope_pairs;                  // [kMapKeys][kRows / 2] of neighbouring rows
     uint32_t* slope_of_keys;                             // [kMapKeys / 2][kRows] of neighbouring keys
@@ -71,7 +71,6 @@ struct GradientWorkspace {
         take(&prob, kMapKeys * kRows);
         take(&slope, kMapKeys * kRows);
         take(&capped, p.softcap != 0 ? kMapKeys * kRows : 0);
-        take(&largest, (kMapKeys / Lanes<T>::kTileKeys + 1) * kRows);
         take(&query_sum, key_dim * kRows);
         const int64_t pairs = kHasPairs && sizeof(T) == 4 ? kMapKeys * kRows / 2 : 0;
         for (uint32_t** words : {&prob_pairs, &slope_pairs, &slope_of_keys}) take(words, pairs);

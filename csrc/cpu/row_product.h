@@ -86,19 +86,21 @@ class RowProduct {
     }
 
     // scale * <row, key> of keys key0 .. key1 - 1; tiles of keys that no row of a vector sees are left at -inf.
-    // `largest` gets each row's largest score of every tile of kTileKeys keys.
-    void operator()(const SeenRange<T>& seen, int64_t key0, int64_t key1, T* scores, T* largest) {
+    // `largest` gets each row's largest score of every tile of kTileKeys keys, or is null.
+    void operator()(const SeenRange<T>& seen, int64_t key0, int64_t key1, T* scores, T* largest = nullptr) {
         if (narrow_) {
             score_narrow(key0, key1, scores);
-            return tile_maxima(scores, 0, key1 - key0, key1 - key0, vectors_, largest);
+            if (largest) tile_maxima(scores, 0, key1 - key0, key1 - key0, vectors_, largest);
+            return;
         }
         if constexpr (kPairing && kHasTiles) {
             if (pairs_ && dim_ % (2 * kTile) == 0) return score_by_tiles(seen, key0, key1, scores, largest);
         }
+        T unwanted[kConvertKeys / L::kTileKeys * kRows];
         for (int64_t key = key0; key < key1; key += kConvertKeys) {
             const int64_t count = std::min(kConvertKeys, key1 - key);
             T* here = scores + (key - key0) * kRows;
-            T* largest_here = largest + (key - key0) / L::kTileKeys * kRows;
+            T* largest_here = largest ? largest + (key - key0) / L::kTileKeys * kRows : unwanted;
             if constexpr (kPairing) {
                 if (pairs_) {
                     score_seen<Pairs<T>>(seen, keys_.at(key), keys_.bytes(), dim_ / 2, key, count, here, largest_here);
@@ -190,10 +192,11 @@ class RowProduct {
                            {reinterpret_cast<char*>(here + shift), bytes}, false);
             if (scale_ != 1) scale_scores(here, some, first, last);
         }
+        T unwanted[kTile / L::kTileKeys * kRows + kRows];
         const char* rest = keys_.at(key0 + whole);
         score_seen<Pairs<T>>(seen, rest, keys_.bytes(), dim_ / 2, key0 + whole, count - whole, scores + whole * kRows,
-                             largest);
-        tile_maxima(scores, 0, count, count, vectors_, largest);
+                             unwanted);
+        if (largest) tile_maxima(scores, 0, count, count, vectors_, largest);
     }
 
     void scale_scores(T* scores, int64_t count, int first, int last) const {
