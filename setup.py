@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, has_flag
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError
@@ -32,10 +32,7 @@ FLAGS_BY_SUFFIX = {
     "_avx2": AVX2_FLAGS,
     "_avx512": AVX512_FLAGS,
     "_avx512bf16": (*AVX512_FLAGS, "-mavx512bf16"),
-    "_amx": (*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
 }
-# Compilers that do not know it (g++ before 11) build everything else.
-AMX_FLAG = "-mamx-bf16"
 # Sums that must have the bits of torch's operators: a multiplication and an addition stay two.
 EXACT_SOURCES = ("row_sums",)
 EXACT_FLAGS = ("-ffp-contract=off",)
@@ -97,15 +94,11 @@ class BuildExtension(build_ext):
 
     def build_extensions(self) -> None:
         compile_one = self.compiler._compile
-        without_amx = IS_X86 and not has_flag(self.compiler, AMX_FLAG)
 
         def compile_with_flags(
             obj: str, src: str, ext: str, cc_args: list[str], extra_postargs: list[str], pp_opts: list[str]
         ) -> None:
-            flags = flags_for(src)
-            if without_amx:
-                flags = ["-DATTNCAP_WITHOUT_AMX", *([] if AMX_FLAG in flags else flags)]
-            compile_one(obj, src, ext, cc_args, [*extra_postargs, *flags], pp_opts)
+            compile_one(obj, src, ext, cc_args, [*extra_postargs, *flags_for(src)], pp_opts)
 
         self.compiler._compile = compile_with_flags
         try:

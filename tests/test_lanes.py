@@ -22,7 +22,6 @@ NATIVE = ROOT / "tests" / "native"
 
 # What the kernels' sources define, one per set.
 MACROS = {
-    "amx": ("ATTNCAP_AVX512", "ATTNCAP_BF16", "ATTNCAP_AMX"),
     "avx512bf16": ("ATTNCAP_AVX512", "ATTNCAP_BF16"),
     "avx512": ("ATTNCAP_AVX512",),
     "avx2": ("ATTNCAP_AVX2",),
@@ -30,16 +29,15 @@ MACROS = {
 }
 OF_A_TYPE = (
     "memory", "arithmetic", "compare", "masks", "transpose", "sum_each", "exp", "tanh", "log", "next_above",
-    "topk", "turned", "scores", "maxima", "values", "received", "strided", "narrow",
+    "topk", "turned", "scores", "maxima", "values", "sums", "received", "strided", "narrow",
 )  # fmt: skip
 GROUPS = [f"{number}.{group}" for number in ("float", "double") for group in OF_A_TYPE]
 GROUPS += ["half", "bfloat", "stored", "half.narrow", "bfloat.narrow"]
-OF_PAIRS = ["pairs", "pairs.rows", "pairs.scores", "pairs.sums", "pairs.values"]
+OF_PAIRS = ["pairs", "pairs.scores", "pairs.sums"]
 
 
 def groups_of(isa: str) -> list[str]:
-    pairs = OF_PAIRS if "ATTNCAP_BF16" in MACROS[isa] else []
-    return GROUPS + pairs + (["tiles"] if "ATTNCAP_AMX" in MACROS[isa] else [])
+    return GROUPS + (OF_PAIRS if "ATTNCAP_BF16" in MACROS[isa] else [])
 
 
 def compiler() -> list[str]:

@@ -202,7 +202,6 @@ def test_the_wheel_holds_the_packages_and_no_tests(build_script):
     [
         ("csrc/cpu/attention_avx512.cpp", "-mavx512f", "-mavx512bf16"),
         ("csrc/cpu/attention_avx512bf16.cpp", "-mavx512bf16", "-mavx2"),
-        ("csrc/cpu/attention_amx.cpp", "-mamx-bf16", "-mavx2"),
         ("csrc/cpu/attention_avx2.cpp", "-mavx2", "-mavx512f"),
     ],
 )

@@ -3,7 +3,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/amx_permission.h"
 #include "cpu/problem.h"
 #include "cpu/row_sums.h"
 
@@ -14,7 +13,6 @@ namespace attncap {
     void backward_##isa(const Problem&, const Upstream&, const Gradients&); \
     double fma_rate_##isa(double seconds);                                  \
     RowSummary summarise_rows_##isa(const RowValues&, int64_t, int64_t, int64_t, int64_t*, RowScratch&);
-ATTNCAP_DECLARE_ENTRIES(amx)
 ATTNCAP_DECLARE_ENTRIES(avx512bf16)
 ATTNCAP_DECLARE_ENTRIES(avx512)
 ATTNCAP_DECLARE_ENTRIES(avx2)
@@ -41,12 +39,8 @@ const std::vector<InstructionSet>& known_sets() {
                                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     static const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
     static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    static const std::vector<InstructionSet> sets = {
-#if !defined(ATTNCAP_WITHOUT_AMX)  // the compiler does not know it
-        ATTNCAP_SET(amx, avx512bf16 && may_use_amx()),
-#endif
-        ATTNCAP_SET(avx512bf16, avx512bf16), ATTNCAP_SET(avx512, avx512), ATTNCAP_SET(avx2, avx2),
-        ATTNCAP_SET(portable, true)};
+    static const std::vector<InstructionSet> sets = {ATTNCAP_SET(avx512bf16, avx512bf16), ATTNCAP_SET(avx512, avx512),
+                                                     ATTNCAP_SET(avx2, avx2), ATTNCAP_SET(portable, true)};
 #else
     static const std::vector<InstructionSet> sets = {ATTNCAP_SET(portable, true)};
 #endif

@@ -3,11 +3,10 @@
 //
 //   score = Q K^T   G = dout V^T   dV += p^T dout   dQ += dscore K   dK += dscore^T Q
 //
-// Of bfloat16 tensors the last three multiply pairs where the processor does, p and dscore being rounded for them
-// alone.
+// The last three are taken in float, or of bfloat16 tensors in pairs, see gradient_pairs.h.
 #pragma once
 
-#include "cpu/arrived.h"
+#include "cpu/gradient_pairs.h"
 #include "cpu/mask_gradient.h"
 #include "cpu/score_map.h"
 #include "cpu/softmax_gradient.h"
@@ -35,6 +34,7 @@ class GradientBlock {
           w_(*workspace),
           map_(t_, workspace),
           arrival_(t_, upstream, workspace),
+          paired_(t_, arrival_, workspace),
           slopes_(t_, u_.out, p_.value, p_.value_dim, 1, workspace->of_slopes()),
           keys_(t_, p_.key, p_.key_dim),
           key_width_(whole_vectors<T>(p_.key_dim)),
@@ -50,15 +50,10 @@ class GradientBlock {
         const int64_t last = std::min(end, seen.end);
         for (int64_t key0 = std::max(begin, seen.begin); key0 < last; key0 += kMapKeys) {
             const int64_t key1 = std::min(last, key0 + kMapKeys), skipped = key0 - begin;
-            const KeySums<T> to{sums.key + skipped * key_width_, sums.value + skipped * value_width_,
-                                sums.features + skipped * feature_width_};
             find_slopes(key0, key1);
-            if (g_.key_features.given()) add_features(key0, key1, to.features);
-            if (pairs_) {
-                add_paired_products(key0, key1, to);
-            } else {
-                add_products(key0, key1, to);
-            }
+            add_products(key0, key1,
+                         {sums.key + skipped * key_width_, sums.value + skipped * value_width_,
+                          sums.features + skipped * feature_width_});
         }
         if (g_.query.given()) store_queries();
     }
@@ -71,18 +66,22 @@ class GradientBlock {
     GradientWorkspace<T>& w_;
     ScoreMap<T> map_;
     Arrival<T> arrival_;
+    const GradientPairs<T> paired_;
     RowProduct<T> slopes_;
     const KeyRows<T> keys_;
     const int64_t key_width_, value_width_, feature_width_;
     const bool pairs_;
     Matrix<const T> query_rows_{}, out_rows_{};
 
+    bool adds_values() const { return u_.out.given() && g_.value.given(); }
+
     void load_rows() {
         arrival_.load_rows();
         map_.load_rows();
         if (u_.out.given()) slopes_.load_rows();
         if (pairs_) {
-            load_pairs();
+            if (g_.key.given()) paired_.load_rows(p_.query, p_.key_dim, key_width_, w_.query_rows);
+            if (adds_values()) paired_.load_rows(u_.out, p_.value_dim, value_width_, w_.out_rows);
         } else {
             if (g_.key.given()) query_rows_ = matrix_of(p_.query, p_.key_dim, key_width_, w_.query_rows);
             if (adds_values()) out_rows_ = matrix_of(u_.out, p_.value_dim, value_width_, w_.out_rows);
@@ -113,7 +112,7 @@ class GradientBlock {
         const SoftmaxMap<T> softmax{w_, key0, count};
         map_(key0, key1);
         if (u_.out.given()) {
-            slopes_(map_.seen(), key0, key1, w_.slope);
+            slopes_(map_.seen(), key0, key1, w_.slope, w_.largest);
         } else {
             std::fill(w_.slope, w_.slope + count * kRows, T(0));
         }
@@ -129,107 +128,34 @@ class GradientBlock {
         if (p_.softcap != 0) differentiate_cap(softmax, T(p_.softcap), map_.vectors());
     }
 
-    bool adds_values() const { return u_.out.given() && g_.value.given(); }
-
-    // Rows beyond the last vector that sees one of the keys have nothing but zeros, which could meet infinities.
-    std::pair<int64_t, int64_t> rows_of(int64_t key0, int64_t key1) const {
-        int first, last;
-        map_.seen().active(key0, key1, map_.vectors(), &first, &last);
-        return {first * L::kWidth, std::min<int64_t>(last * L::kWidth, t_.lanes())};
-    }
-
-    void add_rows(const T* map, int64_t key0, int64_t key1, Matrix<const T> rows, int64_t width, T* sums) const {
-        const auto terms = [&](int64_t k0, int64_t k1) { return rows_of(key0 + k0, key0 + k1); };
-        add_product<Plain<T>>({map, kRows}, key1 - key0, rows, int(width / L::kWidth), terms, {sums, width});
-    }
-
-    void add_features(int64_t key0, int64_t key1, T* sums) const {
-        add_rows(w_.prob, key0, key1, {w_.feature_rows, feature_width_}, feature_width_, sums);
-    }
-
     void add_products(int64_t key0, int64_t key1, const KeySums<T>& to) {
         const int64_t count = key1 - key0;
-        if (adds_values()) add_rows(w_.prob, key0, key1, out_rows_, value_width_, to.value);
-        if (g_.key.given()) add_rows(w_.slope, key0, key1, query_rows_, key_width_, to.key);
+        // Rows beyond the last vector that sees one of the keys have nothing but zeros, which could meet infinities.
+        const auto rows_of = [&](int64_t k0, int64_t k1) {
+            int first, last;
+            map_.seen().active(key0 + k0, key0 + k1, map_.vectors(), &first, &last);
+            return std::pair<int64_t, int64_t>(first * L::kWidth, std::min<int64_t>(last * L::kWidth, t_.lanes()));
+        };
+        const auto add = [&](const T* map, Matrix<const T> rows, int64_t width, T* sums) {
+            add_product<Plain<T>>({map, kRows}, count, rows, int(width / L::kWidth), rows_of, {sums, width});
+        };
+        if (g_.key_features.given()) add(w_.prob, {w_.feature_rows, feature_width_}, feature_width_, to.features);
+        if (pairs_) {
+            const auto add_pairs = [&](const T* map, uint32_t* rounded, const T* rows, int64_t width, T* sums) {
+                paired_.add_rows(map, rounded, count, rows, width, rows_of, sums);
+            };
+            if (adds_values()) add_pairs(w_.prob, w_.paired.prob, w_.out_rows, value_width_, to.value);
+            if (g_.key.given()) add_pairs(w_.slope, w_.paired.slope, w_.query_rows, key_width_, to.key);
+            if (g_.query.given()) paired_.add_keys(w_.slope, keys_, key0, count, p_.key_dim);
+            return;
+        }
+        if (adds_values()) add(w_.prob, out_rows_, value_width_, to.value);
+        if (g_.key.given()) add(w_.slope, query_rows_, key_width_, to.key);
         if (g_.query.given()) {
             int64_t stride;
             const T* keys = keys_.read(key0, count, w_.keys, &stride);
             accumulate_values<Plain<T>>(w_.slope, keys, stride, count, p_.key_dim, map_.vectors(), w_.ones,
                                         w_.query_sum);
-        }
-    }
-
-    // Queries and derivatives of neighbouring rows in words, in the room that they have as numbers.
-    void load_pairs() {
-        if constexpr (kHasPairs && sizeof(T) == 4) {
-            if (g_.key.given()) pair_lanes(p_.query, p_.key_dim, key_width_, w_.query_rows);
-            if (adds_values()) pair_lanes(u_.out, p_.value_dim, value_width_, w_.out_rows);
-        }
-    }
-
-    // [kRows / 2][width] words; 0 where a row sees nothing, for it may hold no number.
-    void pair_lanes(const Array& from, int64_t dim, int64_t width, T* room) const {
-        if constexpr (kHasPairs && sizeof(T) == 4) {
-            auto* words = reinterpret_cast<uint32_t*>(room);
-            std::fill(words, words + kRows / 2 * width, 0);
-            const int64_t last = t_.lanes() - 1;
-            for (int64_t i = 0; i <= last; i += 2) {
-                const uint32_t keep = (arrival_.sees(i) ? 0xffff : 0) | (arrival_.sees(i + 1) ? 0xffff0000 : 0);
-                const char* second = t_.at(from, std::min(i + 1, last));
-                pair_rows<T>(t_.at(from, i), second, 2, dim, keep, words + i / 2 * width);
-            }
-        }
-    }
-
-    void add_paired_products(int64_t key0, int64_t key1, const KeySums<T>& to) {
-        if constexpr (kHasPairs && sizeof(T) == 4) {
-            const int64_t count = key1 - key0;
-            const auto terms = [&](int64_t k0, int64_t k1) {
-                const auto [first, last] = rows_of(key0 + k0, key0 + k1);
-                return std::pair<int64_t, int64_t>(first / 2, (last + 1) / 2);
-            };
-            const auto add = [&](const T* map, uint32_t* pairs, const T* rows, int64_t width, T* sums) {
-                round_rows(map, count, pairs);
-                const auto* words = reinterpret_cast<const uint32_t*>(rows);
-                add_paired_product<T>({pairs, kRows / 2}, count, {words, width}, int(width / L::kWidth), terms,
-                                      {sums, width});
-            };
-            if (adds_values()) add(w_.prob, w_.prob_pairs, w_.out_rows, value_width_, to.value);
-            if (g_.key.given()) add(w_.slope, w_.slope_pairs, w_.query_rows, key_width_, to.key);
-            if (!g_.query.given()) return;
-            round_keys(w_.slope, count, w_.slope_of_keys);
-            const int64_t pairs = (count + 1) / 2;
-            auto* keys = reinterpret_cast<uint32_t*>(w_.keys);
-            pair_keys(keys_, key0, count, p_.key_dim, keys);
-            accumulate_pairs<T>(w_.slope_of_keys, keys, pairs, p_.key_dim, map_.vectors(), w_.ones,
-                                keys + pairs * p_.key_dim, w_.query_sum);
-        }
-    }
-
-    // A map [count][kRows] in words of neighbouring rows, 0 in lanes past the last vector.
-    void round_rows(const T* map, int64_t count, uint32_t* pairs) const {
-        if constexpr (kHasPairs && sizeof(T) == 4) {
-            for (int64_t k = 0; k < count; ++k) {
-                for (int v = 0; v < int(kRows / L::kWidth); v += 2) {
-                    const T* from = map + k * kRows + v * L::kWidth;
-                    const auto first = v < map_.vectors() ? L::load(from) : L::all(0);
-                    const auto second = v + 1 < map_.vectors() ? L::load(from + L::kWidth) : L::all(0);
-                    Pairs<T>::store_row(pairs + (k * kRows + v * L::kWidth) / 2, first, second);
-                }
-            }
-        }
-    }
-
-    // The same in words of neighbouring keys, [(count + 1) / 2][kRows].
-    void round_keys(const T* map, int64_t count, uint32_t* pairs) const {
-        if constexpr (kHasPairs && sizeof(T) == 4) {
-            for (int64_t k = 0; k < count; k += 2) {
-                for (int v = 0; v < map_.vectors(); ++v) {
-                    const T* from = map + k * kRows + v * L::kWidth;
-                    const auto second = k + 1 < count ? L::load(from + kRows) : L::all(0);
-                    Pairs<T>::store_rounded(pairs + k / 2 * kRows + v * L::kWidth, L::load(from), second);
-                }
-            }
         }
     }
 

@@ -128,7 +128,6 @@ class GradientRun {
 #pragma omp parallel num_threads(p_.threads) if (p_.threads > 1 && shares.size() > 1)
         {
             GradientWorkspace<T>* workspace = &workspaces_[size_t(thread_number())];
-            const TileRegisters registers(p_.query.dtype == DType::bfloat16);
 #pragma omp for schedule(dynamic, 1)
             for (size_t i = 0; i < shares.size(); ++i) find_levels(shares[i], workspace);
             for (int64_t slab = 0; slab < slabs; ++slab) {

@@ -4,7 +4,6 @@
 
 #include <utility>
 
-#include "cpu/tile_registers.h"
 #include "cpu/tiles.h"
 
 namespace attncap {
@@ -46,17 +45,17 @@ template <class Step, int Vectors, int Keys>
     }
 }
 
-// to += left right for rows begin .. keys - 1 of `left` and `vectors` vectors of columns of `right`. terms(k0, k1)
+// to += left right for `keys` rows of `left` and `vectors` vectors of columns of `right`. terms(k0, k1)
 // gives the range of words r that can be other than zero for keys k0 .. k1 - 1.
 template <class Step, class Terms>
 void add_product(Matrix<const typename Step::Word> left, int64_t keys, Matrix<const typename Step::Word> right,
-                 int vectors, Terms terms, Matrix<typename Step::T> to, int64_t begin = 0) {
+                 int vectors, Terms terms, Matrix<typename Step::T> to) {
     using L = typename Step::L;
     const int tiles = (vectors + L::kTileVectors - 1) / L::kTileVectors;
     for (int i = 0; i < tiles; ++i) {  // of even size, as in accumulate_values
         const int first = i * vectors / tiles, next = (i + 1) * vectors / tiles;
         with_constant<L::kTileVectors>(next - first, [&](auto tile_vectors) {
-            for (int64_t k = begin; k < keys; k += L::kTileKeys) {
+            for (int64_t k = 0; k < keys; k += L::kTileKeys) {
                 const int64_t count = std::min<int64_t>(L::kTileKeys, keys - k), shift = first * L::kWidth;
                 const std::pair<int64_t, int64_t> range = terms(k, k + count);
                 const int64_t from = range.first, some = range.second - from;
@@ -70,31 +69,6 @@ void add_product(Matrix<const typename Step::Word> left, int64_t keys, Matrix<co
             }
         });
     }
-}
-
-// The same of pairs, whole tiles of keys by tile registers where there are any: `left` and `right` have numbers in all
-// kRows / 2 words then.
-template <class T, class Terms>
-void add_paired_product(Matrix<const uint32_t> left, int64_t keys, Matrix<const uint32_t> right, int vectors,
-                        Terms terms, Matrix<T> to) {
-    int64_t whole = 0;
-    if constexpr (kHasTiles) {
-        whole = keys / kTile * kTile;
-        const auto bytes = [](auto* data, int64_t stride) {
-            using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(data)>>, const char, char>;
-            return ByteRows<Byte>{reinterpret_cast<Byte*>(data), stride * 4};
-        };
-        for (int64_t k = 0; k < whole; k += 2 * kTile) {
-            const int64_t count = std::min(2 * kTile, whole - k);
-            const std::pair<int64_t, int64_t> range = terms(k, k + count);
-            const int64_t from = range.first / kTile, next = (range.second + kTile - 1) / kTile;
-            if (range.second <= range.first) continue;
-            multiply_tiles(bytes(left.data, left.stride).at(k, from * kTile), count / kTile,
-                           bytes(right.data, right.stride).at(from * kTile, 0), vectors, next - from,
-                           bytes(to.data, to.stride).at(k, 0), true);
-        }
-    }
-    add_product<Pairs<T>>(left, keys, right, vectors, terms, to, whole);
 }
 
 }  // namespace ATTNCAP_ISA

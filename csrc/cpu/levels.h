@@ -127,7 +127,7 @@ class RowLevels {
     void add_expected(int64_t key0, int64_t key1, T* sums) {
         const int64_t count = key1 - key0;
         if (u_.out.given() && out_is_rounded_) {
-            slopes_(map_.seen(), key0, key1, w_.slope);
+            slopes_(map_.seen(), key0, key1, w_.slope, w_.largest);
         } else {
             std::fill(w_.slope, w_.slope + count * kRows, T(0));
         }

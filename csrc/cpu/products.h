@@ -2,7 +2,7 @@
 // pairs round the exponentials to bfloat16, for the output alone.
 #pragma once
 
-#include "cpu/paired.h"
+#include "cpu/row_product.h"
 #include "cpu/workspace.h"
 
 namespace attncap {
@@ -91,10 +91,28 @@ class Products {
     // Values of two neighbouring keys in one word, as their exponentials are.
     void add_paired_values(const uint32_t* exponentials, int64_t key0, int64_t count, const T* decay) {
         if constexpr (kPairing) {
-            const int64_t words = (count + 1) / 2, dims = p_.value_dim;
+            const int64_t words = (count + 1) / 2, dims = p_.value_dim, step = p_.value.stride[3] * 2;
             auto* values = reinterpret_cast<uint32_t*>(w_.values);
-            pair_keys(values_, key0, count, dims, values);
-            accumulate_pairs<T>(exponentials, values, words, dims, vectors_, decay, values + words * dims, w_.out);
+            for (int64_t pair = 0; pair < words; ++pair) {
+                const bool both = 2 * pair + 1 < count;
+                const char* above = values_.at(key0 + 2 * pair);
+                const char* below = both ? values_.at(key0 + 2 * pair + 1) : above;
+                pair_rows(above, below, step, dims, both, values + pair * dims);
+            }
+            accumulate_values<Pairs<T>>(exponentials, values, dims, words, dims, vectors_, decay, w_.out);
+        }
+    }
+
+    static void pair_rows(const char* first, const char* second, int64_t step, int64_t dims, bool both, uint32_t* out) {
+        const uint32_t keep = both ? 0xffff0000 : 0;
+        int64_t d = 0;
+        if constexpr (kPairing) {
+            for (; step == 2 && d + 2 * L::kWidth <= dims; d += 2 * L::kWidth) {
+                Pairs<T>::interleave(first + 2 * d, second + 2 * d, keep, out + d);
+            }
+        }
+        for (; d < dims; ++d) {
+            out[d] = read<uint16_t>(first + d * step) | ((uint32_t(read<uint16_t>(second + d * step)) << 16) & keep);
         }
     }
 };

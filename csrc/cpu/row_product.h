@@ -1,15 +1,14 @@
 // The product of a task's rows with keys, as the tensors' dtypes, strides and sizes suit best:
 //
 //   tiles of T     keys as they lie where they are T with unit stride, converted a few at a time otherwise
-//   tiles of pairs bfloat16 tensors on processors that multiply bfloat16 pairs: twice the work an instruction, or far
-//                  more where there are tile registers, the products as exact as in float
+//   tiles of pairs bfloat16 tensors on processors that multiply bfloat16 pairs: twice the work an instruction, the
+//                  products as exact as in float
 //   narrow rows    up to kNarrowRows lanes
 #pragma once
 
 #include "cpu/mask.h"
 #include "cpu/narrow.h"
 #include "cpu/task.h"
-#include "cpu/tile_registers.h"
 
 namespace attncap {
 namespace ATTNCAP_ISA {
@@ -24,7 +23,6 @@ class KeyRows {
 
     const char* at(int64_t key) const { return array_.at(t_.sequence.batch, t_.key_head(), t_.sequence.key0 + key); }
     int64_t bytes() const { return array_.stride[2] * item_size(array_.dtype); }  // between two keys
-    int64_t step() const { return array_.stride[3] * item_size(array_.dtype); }   // between two numbers
 
     // `count` rows with unit stride: where they lie, or converted into `copy`.
     const T* read(int64_t key0, int64_t count, T* copy, int64_t* stride) const {
@@ -86,21 +84,16 @@ class RowProduct {
     }
 
     // scale * <row, key> of keys key0 .. key1 - 1; tiles of keys that no row of a vector sees are left at -inf.
-    // `largest` gets each row's largest score of every tile of kTileKeys keys, or is null.
-    void operator()(const SeenRange<T>& seen, int64_t key0, int64_t key1, T* scores, T* largest = nullptr) {
+    // `largest` gets each row's largest score of every tile of kTileKeys keys.
+    void operator()(const SeenRange<T>& seen, int64_t key0, int64_t key1, T* scores, T* largest) {
         if (narrow_) {
             score_narrow(key0, key1, scores);
-            if (largest) tile_maxima(scores, 0, key1 - key0, key1 - key0, vectors_, largest);
-            return;
+            return tile_maxima(scores, 0, key1 - key0, key1 - key0, vectors_, largest);
         }
-        if constexpr (kPairing && kHasTiles) {
-            if (pairs_ && dim_ % (2 * kTile) == 0) return score_by_tiles(seen, key0, key1, scores, largest);
-        }
-        T unwanted[kConvertKeys / L::kTileKeys * kRows];
         for (int64_t key = key0; key < key1; key += kConvertKeys) {
             const int64_t count = std::min(kConvertKeys, key1 - key);
             T* here = scores + (key - key0) * kRows;
-            T* largest_here = largest ? largest + (key - key0) / L::kTileKeys * kRows : unwanted;
+            T* largest_here = largest + (key - key0) / L::kTileKeys * kRows;
             if constexpr (kPairing) {
                 if (pairs_) {
                     score_seen<Pairs<T>>(seen, keys_.at(key), keys_.bytes(), dim_ / 2, key, count, here, largest_here);
@@ -174,38 +167,6 @@ class RowProduct {
             }
             score_rows<Step>(query, keys + k * stride, stride, words, int(tile), first, last, scale_, here,
                              largest_here);
-        }
-    }
-
-    // Whole tiles of keys by tile registers, the rest as pairs.
-    void score_by_tiles(const SeenRange<T>& seen, int64_t key0, int64_t key1, T* scores, T* largest) {
-        const int64_t count = key1 - key0, whole = count / kTile * kTile;
-        for (int64_t k = 0; k < whole; k += 2 * kTile) {
-            const int64_t some = std::min(2 * kTile, whole - k);
-            T* here = scores + k * kRows;
-            int first, last;
-            seen.active(key0 + k, key0 + k + some, vectors_, &first, &last);
-            if (last - first < vectors_) std::fill(here, here + some * kRows, T(-INFINITY));
-            const int64_t shift = first * kTile, bytes = kRows * int64_t(sizeof(T));
-            multiply_tiles({keys_.at(key0 + k), keys_.bytes()}, some / kTile,
-                           {reinterpret_cast<const char*>(m_.packed + shift), bytes}, last - first, dim_ / (2 * kTile),
-                           {reinterpret_cast<char*>(here + shift), bytes}, false);
-            if (scale_ != 1) scale_scores(here, some, first, last);
-        }
-        T unwanted[kTile / L::kTileKeys * kRows + kRows];
-        const char* rest = keys_.at(key0 + whole);
-        score_seen<Pairs<T>>(seen, rest, keys_.bytes(), dim_ / 2, key0 + whole, count - whole, scores + whole * kRows,
-                             unwanted);
-        if (largest) tile_maxima(scores, 0, count, count, vectors_, largest);
-    }
-
-    void scale_scores(T* scores, int64_t count, int first, int last) const {
-        const auto scale = L::all(scale_);
-        for (int64_t k = 0; k < count; ++k) {
-            for (int v = first; v < last; ++v) {
-                T* here = scores + k * kRows + v * L::kWidth;
-                L::store(here, L::load(here) * scale);
-            }
         }
     }
 

@@ -95,7 +95,6 @@ class Run {
 #pragma omp parallel num_threads(p_.threads) if (p_.threads > 1 && tasks > 1)
         {
             Workspace<T>* workspace = &workspaces_[size_t(thread_number())];
-            const TileRegisters registers(p_.query.dtype == DType::bfloat16);
 #pragma omp for schedule(dynamic, 1)
             for (int64_t task = 0; task < tasks; ++task) {
                 const size_t u = size_t(std::upper_bound(task0.begin(), task0.end(), task) - task0.begin()) - 1;

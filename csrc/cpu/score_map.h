@@ -30,7 +30,7 @@ class ScoreMap {
     // Scores of at most kMapKeys keys to the workspace's prob; capped, before their bias, also to capped.
     void operator()(int64_t key0, int64_t key1) {
         const int64_t count = key1 - key0;
-        product_(seen_, key0, key1, w_.prob);
+        product_(seen_, key0, key1, w_.prob, w_.largest);
         if (p_.softcap != 0) {
             cap_scores(T(p_.softcap), count, vectors_, w_.prob);
             std::copy(w_.prob, w_.prob + count * kRows, w_.capped);

@@ -155,18 +155,6 @@ template <class Step, int Vectors, int Dims>
     }
 }
 
-// out[d][row] *= factor[row] for `dims` columns.
-template <class T>
-void multiply_columns(const T* factor, int64_t dims, int vectors, T* out) {
-    using L = Lanes<T>;
-    for (int64_t d = 0; d < dims; ++d) {
-        for (int v = 0; v < vectors; ++v) {
-            T* here = out + d * kRows + v * L::kWidth;
-            L::store(here, L::load(here) * L::load(factor + v * L::kWidth));
-        }
-    }
-}
-
 // Calls body(std::integral_constant<int, n>) for an n in 1 .. Most.
 template <int Most, class Body>
 inline void with_constant(int n, Body&& body) {

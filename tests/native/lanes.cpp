@@ -1,9 +1,7 @@
 // Checks the layer over one instruction set, which ATTNCAP_ISA and the macros of the kernels' sources name; prints a
 // line for each group of checks, which tests/test_lanes.py reads.
-#include "cpu/amx_permission.h"
 #include "elementary.h"
 #include "lists.h"
-#include "paired.h"
 #include "pairs.h"
 
 namespace attncap {
@@ -26,6 +24,7 @@ void check_type(const std::string& type) {
     check::group(type + ".scores", [] { check_score_tiles<Plain<T>>(1); });
     check::group(type + ".maxima", check_tile_maxima<T>);
     check::group(type + ".values", check_value_tiles<T>);
+    check::group(type + ".sums", [] { check_sums<Plain<T>>(1); });
     check::group(type + ".received", check_columns<T>);
     check::group(type + ".strided", check_strided<T>);
     check::group(type + ".narrow", [] { check_narrow_products<T, StoredOwn<T>>(kOwn<T>); });
@@ -39,17 +38,10 @@ inline void check_all() {
     check::group("stored", check_lanes_of_stored);
     check::group("half.narrow", [] { check_narrow_products<float, StoredHalf>(DType::float16); });
     check::group("bfloat.narrow", [] { check_narrow_products<float, StoredBfloat>(DType::bfloat16); });
-#if defined(ATTNCAP_AMX)
-    if (!may_use_amx()) return;
-    const TileRegisters registers(true);
-    check::group("tiles", check_tiles);
-#endif
 #if defined(ATTNCAP_BF16)
     check::group("pairs", check_pairs);
-    check::group("pairs.rows", check_row_words);
-    check::group("pairs.values", check_paired_values);
-    check::group("pairs.sums", check_paired_sums);
     check::group("pairs.scores", [] { check_score_tiles<Pairs<float>>(2); });
+    check::group("pairs.sums", [] { check_sums<Pairs<float>>(2); });
 #endif
 }
 
