@@ -299,7 +299,7 @@ def _attention_varlen_backward(*arguments: Any) -> list[Tensor]:
 def _zeros(
     inputs: Sequence[Any], wanted: Sequence[str], places: dict[str, int], rows: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Args: rows: the shape of the statistics of rows."""
+    """A tensor for each that is wanted; `rows` is the shape of a statistic of rows."""
     query = inputs[places["query"]]
     compute = torch.float64 if query.dtype == torch.float64 else torch.float32
     return {
