@@ -2,6 +2,7 @@
 // line for each group of checks, which tests/test_lanes.py reads.
 #include "elementary.h"
 #include "lists.h"
+#include "matrix.h"
 #include "pairs.h"
 
 namespace attncap {
@@ -40,6 +41,10 @@ inline void check_all() {
 #if defined(ATTNCAP_BF16)
     check::group("pairs", check_pairs);
     check::group("pairs.scores", [] { check_score_tiles<Pairs<float>>(2); });
+#endif
+#if defined(ATTNCAP_AMX)
+    check::group("matrix.products", check_matrix_products);
+    check::group("matrix.denormals", check_matrix_denormals);
 #endif
 }
 
