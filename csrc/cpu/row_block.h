@@ -69,8 +69,9 @@ class RowBlock {
         pick_offsets(scores, key0, key1, p_.offsets, t_.lanes(), &s_);
         rescale(w_.block_max, vectors_, p_.tags, &s_);
         if (p_.received) std::copy(s_.shift, s_.shift + kRows, w_.block_shift + block * kRows);
-        for (int64_t key = key0; key < key1; key += kConvertValues) {
-            const int64_t count = std::min(kConvertValues, key1 - key);
+        const int64_t most = narrow() ? kNarrowKeys : kConvertValues;
+        for (int64_t key = key0; key < key1; key += most) {
+            const int64_t count = std::min(most, key1 - key);
             T* here = scores + (key - key0) * kRows;
             exponentiate(p_, here, key, count, vectors_, &s_, products_.pairs());
             if (p_.received && narrow()) keep_narrow(here, key, key + count);

@@ -91,14 +91,15 @@ class RowProduct {
     // scale * <row, key> of keys key0 .. key1 - 1; tiles of keys that no row of a vector sees are left at -inf.
     // `largest` gets each row's largest score of every tile of kTileKeys keys.
     void operator()(const SeenRange<T>& seen, int64_t key0, int64_t key1, T* scores, T* largest) {
-        if (narrow_) {
-            score_narrow(key0, key1, scores);
-            return tile_maxima(scores, 0, key1 - key0, key1 - key0, vectors_, largest);
-        }
         for (int64_t key = key0; key < key1; key += kConvertKeys) {
             const int64_t count = std::min(kConvertKeys, key1 - key);
             T* here = scores + (key - key0) * kRows;
             T* largest_here = largest + (key - key0) / L::kTileKeys * kRows;
+            if (narrow_) {
+                score_narrow(key, count, here);
+                tile_maxima(here, 0, count, count, vectors_, largest_here);
+                continue;
+            }
             if constexpr (Tiles::kHere) {
                 if (pairs_) {
                     score_on_registers(seen, key, count, here, largest_here);
@@ -218,20 +219,16 @@ class RowProduct {
         return copy;
     }
 
-    void score_narrow(int64_t key0, int64_t key1, T* scores) {
-        auto score = [&](auto stored, const char* keys, int64_t stride, int64_t count, T* here) {
-            narrow_scores<T, decltype(stored)>(m_.packed, t_.lanes(), keys, stride, dim_, count, scale_, here);
+    void score_narrow(int64_t key0, int64_t count, T* scores) {
+        auto score = [&](auto stored, const char* keys, int64_t stride) {
+            narrow_scores<T, decltype(stored)>(m_.packed, t_.lanes(), keys, stride, dim_, count, scale_, scores);
         };
-        const bool in_place = as_stored<T>(given_keys_.dtype, given_keys_.stride[3], [&](auto stored) {
-            score(stored, keys_.at(key0), keys_.bytes(), key1 - key0, scores);
-        });
-        for (int64_t key = key0; !in_place && key < key1; key += kConvertKeys) {
-            const int64_t count = std::min(kConvertKeys, key1 - key);
-            int64_t stride;
-            const T* keys = keys_.read(key, count, m_.converted, &stride);
-            score(StoredOwn<T>{}, reinterpret_cast<const char*>(keys), stride * int64_t(sizeof(T)), count,
-                  scores + (key - key0) * kRows);
-        }
+        const bool in_place = as_stored<T>(given_keys_.dtype, given_keys_.stride[3],
+                                           [&](auto stored) { score(stored, keys_.at(key0), keys_.bytes()); });
+        if (in_place) return;
+        int64_t stride;
+        const T* keys = keys_.read(key0, count, m_.converted, &stride);
+        score(StoredOwn<T>{}, reinterpret_cast<const char*>(keys), stride * int64_t(sizeof(T)));
     }
 };
 
