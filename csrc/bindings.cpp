@@ -83,7 +83,7 @@ PYBIND11_MODULE(_C, m) {
         .def(py::init<>())
 #define ATTNCAP_FIELD(name) .def_readwrite(#name, &Gradients::name)
             ATTNCAP_FIELD(query) ATTNCAP_FIELD(key) ATTNCAP_FIELD(value) ATTNCAP_FIELD(attn_mask)
-                ATTNCAP_FIELD(sink_logits) ATTNCAP_FIELD(key_features);
+                ATTNCAP_FIELD(sink_logits) ATTNCAP_FIELD(key_features) ATTNCAP_FIELD(level);
 #undef ATTNCAP_FIELD
     m.def(
         "attention",

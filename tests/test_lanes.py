@@ -30,11 +30,11 @@ MACROS = {
 }
 OF_A_TYPE = (
     "memory", "arithmetic", "compare", "masks", "transpose", "sum_each", "exp", "tanh", "log", "next_above",
-    "topk", "turned", "scores", "maxima", "values", "received", "strided", "narrow",
+    "topk", "turned", "scores", "maxima", "values", "sums", "received", "strided", "narrow",
 )  # fmt: skip
 GROUPS = [f"{number}.{group}" for number in ("float", "double") for group in OF_A_TYPE]
 GROUPS += ["half", "bfloat", "stored", "half.narrow", "bfloat.narrow"]
-OF_PAIRS = ["pairs", "pairs.scores"]
+OF_PAIRS = ["pairs", "pairs.scores", "pairs.sums"]
 OF_MATRICES = ["matrix.products", "matrix.denormals"]
 
 

@@ -344,6 +344,10 @@ struct Pairs<float> {
     static V load(const Word* p) { return _mm512_loadu_si512(p); }
     static V all(Word x) { return _mm512_set1_epi32(int32_t(x)); }
     static L::V add_product(V a, V b, L::V sum) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+    // 32 bfloat16 in the order of the lanes, `first` rounded and then `second`.
+    static void store_row(Word* p, L::V first, L::V second) {
+        _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+    }
     // Each word: `first` rounded to bfloat16 below, `second` above.
     static void store_rounded(Word* p, L::V first, L::V second) {
         const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(second, first);
