@@ -4,7 +4,8 @@
 //
 // Words are those of Pairs: two neighbours of a sum, the first below. For scores i is a key, w a pair of dims and
 // left the keys as they lie; for values i is a dim, w a pair of keys and left what `turn` makes of them. Rows of
-// right and sums are kRows apart. Factors and sums below the smallest normal number count as 0.
+// right and sums are kRows apart, or `width`: in a backward, where i is a key and w a pair of rows. Factors and sums
+// below the smallest normal number count as 0.
 #pragma once
 
 #include "cpu/tiles.h"
@@ -44,6 +45,7 @@ struct MatrixTiles<float> {
         int64_t stride, step, block;
         const uint32_t* right;
         int64_t steps;
+        int64_t width = kRows;  // words between rows of right, and of sums
     };
 
     // The registers of this thread are usable as long as it lives, if `wanted`.
@@ -69,7 +71,7 @@ struct MatrixTiles<float> {
         with_constant<kRows / kSide>(last - first, [&](auto vectors) {
             for (int64_t block = 0; block < blocks; ++block) {
                 multiply_block<decltype(vectors)::value>(factors, factors.left + block * factors.block, shift, anew,
-                                                         sums + block * kSide * kRows + shift);
+                                                         sums + block * kSide * factors.width + shift);
             }
         });
     }
@@ -89,12 +91,11 @@ struct MatrixTiles<float> {
     }
 
   private:
-    static constexpr int64_t kStride = kRows * int64_t(sizeof(float));  // of right and sums, in bytes
-
     template <int Vectors>
     [[gnu::noinline]] static void multiply_block(const Factors& factors, const char* left, int64_t shift, bool anew,
                                                  float* sums) {
         static_assert(1 <= Vectors && Vectors <= 4, "four registers of sums, the others of factors");
+        const int64_t bytes = factors.width * 4;
         asm volatile("" ::: "memory");  // the compiler does not see what registers load
         if (anew) {
             _tile_zero(0);
@@ -102,33 +103,33 @@ struct MatrixTiles<float> {
             if constexpr (Vectors > 2) _tile_zero(2);
             if constexpr (Vectors > 3) _tile_zero(3);
         } else {
-            _tile_loadd(0, sums, kStride);
-            if constexpr (Vectors > 1) _tile_loadd(1, sums + kSide, kStride);
-            if constexpr (Vectors > 2) _tile_loadd(2, sums + 2 * kSide, kStride);
-            if constexpr (Vectors > 3) _tile_loadd(3, sums + 3 * kSide, kStride);
+            _tile_loadd(0, sums, bytes);
+            if constexpr (Vectors > 1) _tile_loadd(1, sums + kSide, bytes);
+            if constexpr (Vectors > 2) _tile_loadd(2, sums + 2 * kSide, bytes);
+            if constexpr (Vectors > 3) _tile_loadd(3, sums + 3 * kSide, bytes);
         }
         const uint32_t* right = factors.right + shift;
-        for (int64_t step = 0; step < factors.steps; ++step, left += factors.step, right += kSide * kRows) {
+        for (int64_t step = 0; step < factors.steps; ++step, left += factors.step, right += kSide * factors.width) {
             _tile_loadd(4, left, factors.stride);
-            _tile_loadd(5, right, kStride);
+            _tile_loadd(5, right, bytes);
             _tile_dpbf16ps(0, 4, 5);
             if constexpr (Vectors > 1) {
-                _tile_loadd(6, right + kSide, kStride);
+                _tile_loadd(6, right + kSide, bytes);
                 _tile_dpbf16ps(1, 4, 6);
             }
             if constexpr (Vectors > 2) {
-                _tile_loadd(7, right + 2 * kSide, kStride);
+                _tile_loadd(7, right + 2 * kSide, bytes);
                 _tile_dpbf16ps(2, 4, 7);
             }
             if constexpr (Vectors > 3) {
-                _tile_loadd(5, right + 3 * kSide, kStride);
+                _tile_loadd(5, right + 3 * kSide, bytes);
                 _tile_dpbf16ps(3, 4, 5);
             }
         }
-        _tile_stored(0, sums, kStride);
-        if constexpr (Vectors > 1) _tile_stored(1, sums + kSide, kStride);
-        if constexpr (Vectors > 2) _tile_stored(2, sums + 2 * kSide, kStride);
-        if constexpr (Vectors > 3) _tile_stored(3, sums + 3 * kSide, kStride);
+        _tile_stored(0, sums, bytes);
+        if constexpr (Vectors > 1) _tile_stored(1, sums + kSide, bytes);
+        if constexpr (Vectors > 2) _tile_stored(2, sums + 2 * kSide, bytes);
+        if constexpr (Vectors > 3) _tile_stored(3, sums + 3 * kSide, bytes);
     }
 };
 

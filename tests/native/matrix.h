@@ -17,12 +17,10 @@ inline std::vector<uint32_t> paired(const std::vector<float>& numbers) {
     return words;
 }
 
-// sums[i][lane] against the sums that `left`, [blocks * kSide][words], and `right`, [words][kRows], make.
-inline void check_matrix_products() {
+// sums[i][lane] against the sums that `left`, [blocks * kSide][words], and `right`, [words][width], make.
+inline void check_matrix_products_of(int64_t width) {
     using Tiles = MatrixTiles<float>;
     constexpr int64_t kSide = Tiles::kSide;
-    check::that(may_use_matrix_registers(), "the kernel lets this process use its matrix registers");
-    const Tiles::Use use(true);
     for (int64_t steps : {1, 2, 5}) {
         const int64_t words = steps * kSide, stride = words + 7;
         for (int64_t blocks : {1, 3}) {
@@ -30,21 +28,21 @@ inline void check_matrix_products() {
                 for (int last = first; last <= 4; ++last) {
                     const bool anew = check::integer(0, 1) == 1;
                     const auto left = check::integers<float>(2 * blocks * kSide * stride);
-                    const auto right = check::integers<float>(2 * words * kRows);
-                    const auto before = check::integers<float>(blocks * kSide * kRows);
+                    const auto right = check::integers<float>(2 * words * width);
+                    const auto before = check::integers<float>(blocks * kSide * width);
                     const auto left_words = paired(left), right_words = paired(right);
                     auto sums = before;
                     Tiles::multiply({reinterpret_cast<const char*>(left_words.data()), 4 * stride, 4 * kSide,
-                                     4 * kSide * stride, right_words.data(), steps},
+                                     4 * kSide * stride, right_words.data(), steps, width},
                                     blocks, first, last, anew, sums.data());
                     for (int64_t i = 0; i < blocks * kSide; ++i) {
-                        for (int64_t lane = 0; lane < kRows; ++lane) {
+                        for (int64_t lane = 0; lane < width; ++lane) {
                             const bool active = first * kSide <= lane && lane < last * kSide;
-                            float want = active && anew ? 0 : before[i * kRows + lane];
+                            float want = active && anew ? 0 : before[i * width + lane];
                             for (int64_t n = 0; active && n < 2 * words; ++n) {
-                                want += left[2 * i * stride + n] * right[2 * (n / 2 * kRows + lane) + n % 2];
+                                want += left[2 * i * stride + n] * right[2 * (n / 2 * width + lane) + n % 2];
                             }
-                            check::that(sums[i * kRows + lane] == want, "multiply: steps, first, last, i, lane",
+                            check::that(sums[i * width + lane] == want, "multiply: steps, first, last, i, lane",
                                         {double(steps), double(first), double(last), double(i), double(lane)});
                         }
                     }
@@ -52,6 +50,14 @@ inline void check_matrix_products() {
             }
         }
     }
+}
+
+inline void check_matrix_products() {
+    using Tiles = MatrixTiles<float>;
+    constexpr int64_t kSide = Tiles::kSide;
+    check::that(may_use_matrix_registers(), "the kernel lets this process use its matrix registers");
+    const Tiles::Use use(true);
+    for (int64_t width : {kRows, kRows + 16}) check_matrix_products_of(width);
     for (int64_t width : {16, 48}) {
         std::vector<uint32_t> words(kSide * width), turned(kSide * width);
         for (size_t i = 0; i < words.size(); ++i) words[i] = uint32_t(i);
