@@ -8,6 +8,7 @@ Environment:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -15,7 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, has_flag
 from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError
@@ -32,6 +33,7 @@ FLAGS_BY_SUFFIX = {
     "_avx2": AVX2_FLAGS,
     "_avx512": AVX512_FLAGS,
     "_avx512bf16": (*AVX512_FLAGS, "-mavx512bf16"),
+    "_amx": (*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
 }
 # Sums that must have the bits of torch's operators: a multiplication and an addition stay two.
 EXACT_SOURCES = ("row_sums",)
@@ -94,11 +96,17 @@ class BuildExtension(build_ext):
 
     def build_extensions(self) -> None:
         compile_one = self.compiler._compile
+        knows = functools.cache(lambda flag: bool(has_flag(self.compiler, flag)))
+
+        def known_flags(src: str) -> list[str]:
+            """None for an instruction set that an older compiler does not know: the source compiles to nothing then."""
+            flags = flags_for(src)
+            return flags if all(knows(flag) for flag in flags if flag.startswith("-m")) else []
 
         def compile_with_flags(
             obj: str, src: str, ext: str, cc_args: list[str], extra_postargs: list[str], pp_opts: list[str]
         ) -> None:
-            compile_one(obj, src, ext, cc_args, [*extra_postargs, *flags_for(src)], pp_opts)
+            compile_one(obj, src, ext, cc_args, [*extra_postargs, *known_flags(src)], pp_opts)
 
         self.compiler._compile = compile_with_flags
         try:

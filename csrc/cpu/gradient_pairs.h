@@ -1,6 +1,6 @@
 // The products of a backward that follow its maps, of bfloat16 tensors on processors that multiply pairs of these:
-// twice the work an instruction. Probabilities and derivatives by scores are rounded for them, as exponentials are for
-// the output; sums stay in float.
+// twice the work an instruction, or far more on matrix registers. Probabilities and derivatives by scores are rounded
+// for them, as exponentials are for the output; sums stay in float.
 #pragma once
 
 #include "cpu/arrived.h"
@@ -12,6 +12,7 @@ namespace ATTNCAP_ISA {
 template <class T>
 class GradientPairs {
     using L = Lanes<T>;
+    using Tiles = MatrixTiles<T>;
     static constexpr bool kPairing = kHasPairs && sizeof(T) == 4;
 
   public:
@@ -42,8 +43,12 @@ class GradientPairs {
             return std::pair<int64_t, int64_t>(first / 2, (last + 1) / 2);
         };
         const Matrix<const uint32_t> right{reinterpret_cast<const uint32_t*>(rows), width};
+        int64_t done = 0;
+        if constexpr (Tiles::kHere) done = add_on_registers(rounded, count, right, words, sums);
         if constexpr (kPairing) {
-            add_product<Pairs<T>>({rounded, kRows / 2}, count, right, int(width / L::kWidth), words, {sums, width});
+            const auto rest = [&](int64_t k0, int64_t k1) { return words(done + k0, done + k1); };
+            add_product<Pairs<T>>({rounded + done * kRows / 2, kRows / 2}, count - done, right, int(width / L::kWidth),
+                                  rest, {sums + done * width, width});
         }
     }
 
@@ -55,6 +60,9 @@ class GradientPairs {
         for (int64_t i = 0; i < pairs; ++i) {
             // Where there is no second key its derivatives are 0, and the first one stands for it.
             pair(keys.at(key0 + 2 * i), keys.at(key0 + std::min(2 * i + 1, count - 1)), dim, words + i * dim);
+        }
+        if constexpr (Tiles::kHere) {
+            if (dim % Tiles::kSide == 0) return add_turned(words, pairs, dim);
         }
         if constexpr (kPairing) {
             accumulate_values<Pairs<T>>(w_.paired.slope_of_keys, words, dim, pairs, dim, vectors_, w_.ones,
@@ -79,6 +87,41 @@ class GradientPairs {
         for (; d < dim; ++d) {
             words[d] = read<uint16_t>(first + 2 * d) | (uint32_t(read<uint16_t>(second + 2 * d)) << 16);
         }
+    }
+
+    // As many keys as fill registers; gives their number.
+    template <class Terms>
+    int64_t add_on_registers(const uint32_t* rounded, int64_t count, Matrix<const uint32_t> right, Terms words,
+                             T* sums) const {
+        constexpr int64_t kSide = Tiles::kSide, kRowBytes = kRows * 2;
+        const int64_t whole = count / kSide * kSide, width = right.stride;
+        for (int64_t k = 0; k < whole; k += kSide) {
+            const auto [begin, end] = words(k, k + kSide);
+            const int64_t from = begin / kSide * kSide, steps = (end - from + kSide - 1) / kSide;
+            if (begin >= end) continue;
+            const auto* left = reinterpret_cast<const char*>(rounded + k * kRows / 2 + from);
+            for (int64_t column = 0; column < width; column += kRows) {
+                Tiles::multiply(
+                    {left, kRowBytes, 4 * kSide, kSide * kRowBytes, right.data + from * width + column, steps, width},
+                    1, 0, int(std::min(kRows, width - column) / kSide), false, sums + k * width + column);
+            }
+        }
+        return whole;
+    }
+
+    // What add_keys adds, from words of neighbouring keys.
+    void add_turned(uint32_t* words, int64_t pairs, int64_t dim) const {
+        constexpr int64_t kSide = Tiles::kSide, kRowBytes = 4 * kSide;
+        const int64_t steps = (pairs + kSide - 1) / kSide, whole = steps * kSide;
+        uint32_t* turned = words + whole * dim;
+        std::fill(words + pairs * dim, words + whole * dim, 0);
+        std::fill(w_.paired.slope_of_keys + pairs * kRows, w_.paired.slope_of_keys + whole * kRows, 0);
+        for (int64_t step = 0; step < steps; ++step) {
+            Tiles::turn(words + step * kSide * dim, dim, turned + step * kSide * dim);
+        }
+        Tiles::multiply({reinterpret_cast<const char*>(turned), kRowBytes, kRowBytes * dim, kRowBytes * kSide,
+                         w_.paired.slope_of_keys, steps},
+                        dim / kSide, 0, vectors_, false, w_.query_sum);
     }
 
     // A map in words of neighbouring rows, 0 in lanes past the last vector.

@@ -72,7 +72,9 @@ struct Lanes<float> {
                                        1.29683959f, 1.35425556f, 1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f,
                                        1.68179286f, 1.75625217f, 1.8340081f, 1.91520655f);
         const V power = _mm512_permutexvar_ps(low, table);
-        return _mm512_scalef_ps(fma(power, y, power), n);
+        // Some processors take a hundred cycles over a result below all normal numbers, which hidden keys would have.
+        const M normal = _mm512_cmp_ps_mask(n, all(-126), _CMP_NLT_UQ);
+        return _mm512_maskz_scalef_ps(normal, fma(power, y, power), n);
     }
     static I bits(V v) { return _mm512_castps_si512(v); }
     static V from_bits(I v) { return _mm512_castsi512_ps(v); }

@@ -2,6 +2,7 @@
 // line for each group of checks, which tests/test_lanes.py reads.
 #include "elementary.h"
 #include "lists.h"
+#include "matrix.h"
 #include "pairs.h"
 
 namespace attncap {
@@ -42,6 +43,10 @@ inline void check_all() {
     check::group("pairs", check_pairs);
     check::group("pairs.scores", [] { check_score_tiles<Pairs<float>>(2); });
     check::group("pairs.sums", [] { check_sums<Pairs<float>>(2); });
+#endif
+#if defined(ATTNCAP_AMX)
+    check::group("matrix.products", check_matrix_products);
+    check::group("matrix.denormals", check_matrix_denormals);
 #endif
 }
 
