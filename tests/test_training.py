@@ -273,6 +273,27 @@ def test_importance_is_the_same_under_reentrant_checkpointing(kind: str) -> None
     torch.testing.assert_close(cap.mean("importance"), plain.mean("importance"), **CLOSE)
 
 
+def test_importance_of_cross_attention_is_the_same_under_reentrant_checkpointing() -> None:
+    """As many rows as keys, of which the keys' padding is not the rows'."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4}
+    model = transformers.T5Model(transformers.T5Config(**sizes, dropout_rate=0.0)).train()
+    batch = BATCH | {"decoder_input_ids": BATCH["input_ids"].flip(0)}
+
+    def importance() -> tuple[Tensor, Tensor]:
+        with attncap.capture(model, importance=True) as cap:
+            model(**batch)[0].square().sum().backward()
+        return cap.count("importance"), cap.mean("importance")
+
+    counts, means = importance()
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    found_counts, found_means = importance()
+    assert torch.equal(found_counts, counts)
+    torch.testing.assert_close(found_means, means, **CLOSE)
+
+
 # Statistics in a loss, under checkpointing.
 
 
