@@ -7,6 +7,7 @@ Environment, besides what building/nvcc.py reads for CUDA:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, has_flag
 from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError
@@ -37,6 +38,7 @@ FLAGS_BY_SUFFIX = {
     "_avx2": AVX2_FLAGS,
     "_avx512": AVX512_FLAGS,
     "_avx512bf16": (*AVX512_FLAGS, "-mavx512bf16"),
+    "_amx": (*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
 }
 # Sums that must have the bits of torch's operators: a multiplication and an addition stay two.
 EXACT_SOURCES = ("row_sums",)
@@ -120,6 +122,12 @@ class BuildExtension(build_ext):
     def build_extensions(self) -> None:
         compile_one = self.compiler._compile
         self.compiler.src_extensions.append(".cu")
+        knows = functools.cache(lambda flag: bool(has_flag(self.compiler, flag)))
+
+        def known_flags(src: str) -> list[str]:
+            """None for an instruction set that an older compiler does not know: the source compiles to nothing then."""
+            flags = flags_for(src)
+            return flags if all(knows(flag) for flag in flags if flag.startswith("-m")) else []
 
         def compile_with_flags(
             obj: str, src: str, ext: str, cc_args: list[str], extra_postargs: list[str], pp_opts: list[str]
@@ -135,7 +143,7 @@ class BuildExtension(build_ext):
                 return
             compiler = getattr(self.compiler, "compiler_so_cxx", self.compiler.compiler_so)
             fixed = [*compiler, *cc_args, src, *extra_postargs]
-            compile_stale(Path(obj), [*fixed, *flags_for(src), *defines_for(src)], run)
+            compile_stale(Path(obj), [*fixed, *known_flags(src), *defines_for(src)], run)
 
         compile_all = self.compiler.compile
 

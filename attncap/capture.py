@@ -40,9 +40,12 @@ class Capture:
         watch: is shown every call that is recorded, with its tensors; what it keeps is its own affair.
 
     Attributes:
+        takes_dropout: see `adapters.Sink`; a capture refuses dropout.
         groups: names of the groups of the sequences of the next batches, one per sequence; None for one group "all".
         stats: module name -> HeadStats of its newest call (keep="last"), or the list of all of them (keep="all").
     """
+
+    takes_dropout = False
 
     def __init__(
         self,
@@ -85,7 +88,8 @@ class Capture:
         self._lock = threading.Lock()  # several threads may run the model
         self._watcher = watch
         self.differentiable = differentiable
-        self._importance = importance
+        self.importance = importance
+        self._told: dict[str, set[str]] = {}  # what was known of a module's calls
         self._heads: dict[str, tuple[Heads, list[int] | None]] = {}  # of the newest call of each module
 
     def __enter__(self) -> Capture:
@@ -230,12 +234,9 @@ class Capture:
             assert isinstance(self.stats, KeptStats)
             self.stats.keep(module, stats)
 
-    def record_gradient(self, module: str, call: ServedCall, out: Tensor, derivative: Tensor) -> None:
-        """Count abs(<dloss / dout_i, out_i>) of every row, where that is asked for."""
-        if not self._importance:
-            return
-        precise = torch.promote_types(out.dtype, torch.float32)
-        importance = (out.to(precise) * derivative.to(precise)).sum(-1).abs()
+    def record_gates(self, module: str, call: ServedCall, by_gate: Tensor) -> None:
+        """Count abs(<dloss / dout_i, out_i>) of every row."""
+        importance = by_gate.abs()
         rows = self.counted(call.query_mask, call.query)
         counted = torch.ones_like(importance, dtype=torch.bool) if rows is None else rows[:, None].expand_as(importance)
         with self._lock:
@@ -261,9 +262,15 @@ class Capture:
         self._phases[phase].add(module, values, counted, self.groups, heads=heads)
 
     def watch(self, module: str, call: ServedCall, out: Tensor, stats: HeadStats) -> None:
-        """Show a call to who asked for it."""
+        """Show a call to who asked for it, and remember what its backward may no longer know."""
+        if self.importance or self.differentiable:
+            self._told.setdefault(call.name, set()).update(call.told)
         if self._watcher is not None:
             self._watcher(module, call, out, stats)
+
+    def forgotten(self, call: ServedCall) -> str:
+        """What the forward of a call knew that it does not when it is computed once more."""
+        return " and ".join(sorted(self._told.get(call.name, set()) - call.told))
 
     def _heads_of(self, module: str, given: int, width: int) -> tuple[Heads, list[int] | None]:
         """The heads that count of those a call was given, so wide, and their places among them; None for all places.
@@ -350,9 +357,11 @@ def capture(
             own attention runs. What runs outside any forward of it (an encoder that `generate` calls) is captured.
         importance: count the statistic ``importance`` too, from the backwards that run: of each head the mean over
             tokens of abs(<dloss/dout_i, out_i>), which is the absolute derivative by a gate of 1 on what the head
-            gives at token i (Michel et al. 2019). Reentrant checkpointing may forget which tokens are padding.
+            gives at token i (Michel et al. 2019). Where reentrant checkpointing hides padding that the forward knew
+            of, the backward raises UnsupportedError.
         differentiable: with `keep`, statistics in ``cap.stats`` carry gradients, so that a loss may contain them.
-            Neither in a compiled graph nor with activation checkpointing.
+            Of activation checkpointing it takes what is not reentrant, where the checkpointed function is given the
+            padding mask and there are no tags and features; the rest is refused by name, and so is a compiled graph.
 
     Returns:
         A `Capture`, to be used in a ``with`` statement. Used in several, it goes on counting.

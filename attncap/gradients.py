@@ -89,6 +89,7 @@ class _Block:
             attn_mask=mask,
             sink_logits=sums.sink_logits,
             key_features=None if sums.key_features is None else sums.key_features[self.batch, self.keys],
+            level=None if sums.level is None else sums.level[self.batch, :, self.rows],
         )
 
 
@@ -149,6 +150,8 @@ def _add(block: _Block, sums: Gradients) -> None:
         level_BHQ = level_BHQ + softmax.null_mass * by_null_BHQ
     if upstream.lse is not None:
         level_BHQ = level_BHQ - upstream.lse
+    if sums.level is not None:
+        sums.level.add_(level_BHQ)
 
     dscore_BHQK = prob_BHQK * (by_prob_BHQK - level_BHQ[..., None])
     if upstream.max_logit is not None and scores_BHQK.shape[-1] > 0:

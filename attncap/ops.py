@@ -3,7 +3,8 @@
 Statistics are outputs, never side effects, so that torch.compile keeps them: each operator gives [out, *statistics
 that were asked for, in the order of HeadStats]. Its lse is that of every row; what `query_mask` leaves out is hidden
 from the user when the operator has run. A backward gives the gradients of the inputs named in `wanted`, from the
-derivatives of the outputs named in `arrived`. Launchers are imported when an operator first runs.
+derivatives of the outputs named in `arrived`; "level" among the wanted is what kernels know of each row: dout . out,
+where the loss depends on the output alone. Launchers are imported when an operator first runs.
 """
 
 from __future__ import annotations
@@ -85,7 +86,10 @@ def backward_of_out(
     derivative: Tensor,
     wanted: list[str],
 ) -> list[Tensor]:
-    """Run attncap::attention_backward where the loss depends on `out` alone: the gradients of inputs `wanted`."""
+    """Run attncap::attention_backward where the loss depends on `out` alone: the gradients of inputs `wanted`.
+
+    "level" among them is dout . out of every row, (B, H, Q).
+    """
     offset = key.shape[2] - query.shape[2] if options.query_offset is None else options.query_offset
     numbers = _numbers(StatSpec.none(), options)
     found: list[Tensor] = torch.ops.attncap.attention_backward(
@@ -280,7 +284,7 @@ def _attention_backward(*arguments: Any) -> list[Tensor]:
     *inputs, outputs, upstream, arrived, wanted = arguments
     call, impl = _dense_call(*inputs)
     out, stats = _unpack(outputs, call.spec, call.extras)
-    found = _zeros(inputs, wanted, _DIFFERENTIABLE)
+    found = _zeros(inputs, wanted, _DIFFERENTIABLE, call.query.shape[:3])
     _launch_backward(impl, call, out, stats, Upstream(**dict(zip(arrived, upstream, strict=True))), Gradients(**found))
     return list(found.values())
 
@@ -292,24 +296,35 @@ def _attention_varlen_backward(*arguments: Any) -> list[Tensor]:
     stats = HeadStats(**{name: tensor[None] for name, tensor in stats.items()})
     given = dict(zip(arrived, upstream, strict=True))
     seen = {name: _as_batch(tensor) if name == "out" else tensor[None] for name, tensor in given.items()}
-    found = _zeros(inputs, wanted, _DIFFERENTIABLE_PACKED)
+    found = _zeros(inputs, wanted, _DIFFERENTIABLE_PACKED, call.query.shape[1:3])
     views = {name: _as_batch(tensor) if name in ("query", "key", "value") else tensor for name, tensor in found.items()}
+    if "level" in views:
+        views["level"] = views["level"][None]
     _launch_backward(impl, call, _as_batch(out), stats, Upstream(**seen), Gradients(**views))
     return list(found.values())
 
 
-def _zeros(inputs: Sequence[Any], wanted: Sequence[str], places: dict[str, int]) -> dict[str, Tensor]:
-    return {name: torch.zeros_like(inputs[places[name]]) for name in wanted}
+def _zeros(
+    inputs: Sequence[Any], wanted: Sequence[str], places: dict[str, int], rows: Sequence[int]
+) -> dict[str, Tensor]:
+    """A tensor for each that is wanted; `rows` is the shape of a statistic of rows."""
+    query = inputs[places["query"]]
+    compute = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return {
+        name: query.new_zeros(rows, dtype=compute) if name == "level" else torch.zeros_like(inputs[places[name]])
+        for name in wanted
+    }
 
 
 @torch.library.register_fake("attncap::attention_backward")  # type: ignore[untyped-decorator]
 def _attention_backward_fake(*arguments: Any) -> list[Tensor]:
-    return list(_zeros(arguments, arguments[-1], _DIFFERENTIABLE).values())
+    return list(_zeros(arguments, arguments[-1], _DIFFERENTIABLE, arguments[0].shape[:3]).values())
 
 
 @torch.library.register_fake("attncap::attention_varlen_backward")  # type: ignore[untyped-decorator]
 def _attention_varlen_backward_fake(*arguments: Any) -> list[Tensor]:
-    return list(_zeros(arguments, arguments[-1], _DIFFERENTIABLE_PACKED).values())
+    rows = (arguments[0].shape[1], arguments[0].shape[0])
+    return list(_zeros(arguments, arguments[-1], _DIFFERENTIABLE_PACKED, rows).values())
 
 
 def _arguments(attn_mask: Tensor | None, rest: tuple[Any, ...]) -> tuple[StatSpec, Options, Extras, str]:

@@ -106,6 +106,7 @@ class Gradients:
     attn_mask: Tensor | None = None  # four dimensions, 1 where the mask is broadcast to (B, H, Q, K)
     sink_logits: Tensor | None = None  # (H,)
     key_features: Tensor | None = None  # (B, K, F)
+    level: Tensor | None = None  # (B, H, Q) no gradient: Delta, see gradients.py, less what is by lse
 
 
 def check_options(*, causal: Any, scale: Any, window: Any, softcap: Any, query_offset: Any, head_dim: int) -> Options:

@@ -77,9 +77,9 @@ struct Upstream {
 
 // Where the gradients of a call's inputs go, absent where not wanted. They are zero on entry, in the type that is
 // computed in, and have unit stride along the last dimension but for the mask's, whose strides are 0 where it is
-// broadcast.
+// broadcast. `level` (B, H, Q) is no gradient but what a backward finds on its way to them, see levels.h.
 struct Gradients {
-    Array query, key, value, attn_mask, sink_logits, key_features;
+    Array query, key, value, attn_mask, sink_logits, key_features, level;
 };
 
 }  // namespace attncap

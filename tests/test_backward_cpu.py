@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from attncap import _C, StatSpec, attention, attention_varlen, cpu, gradients
+from tests.budget import assert_matches_float64
 from tests.cases import Case, Sizes, random_case
 from tests.derivatives import assert_gradients_match_float64, gradients_of, outputs_of
 
 EACH_ISA = pytest.mark.parametrize("isa", _C.instruction_sets())
 # Keys are taken in slabs of about 512 KiB of sums, rows in blocks of 64 and, of few heads, in groups of 4 blocks.
 LONG = Sizes(batches=(1, 2), groups=(1, 2), heads_of_group=(1, 2), rows=(1, 3, 63, 65, 300), longest=320)
+
+TILED = Sizes(dims=(32, 64, 96), value_dims=(32, 48, 64), rows=(15, 16, 64, 100, 150), longest=200)
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +63,19 @@ def test_lower_precision_on_every_set_of_instructions(
     monkeypatch.setenv("ATTNCAP_CPU_ISA", isa)
     for seed in range(200, 206):
         assert_gradients_match_float64(random_case(seed).as_dtype(dtype), "cpu")
+
+
+@EACH_ISA
+@pytest.mark.parametrize("seed", range(301, 317))
+def test_bfloat16_calls_that_are_multiplied_by_whole_tiles(
+    isa: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Head dims of 32 and its multiples, on rows and keys that fill tiles of 16 and do not."""
+    monkeypatch.setenv("ATTNCAP_CPU_ISA", isa)
+    case = random_case(seed, sizes=TILED).as_dtype(torch.bfloat16)
+    out, stats = attention(case.query, case.key, case.value, case.spec, impl="cpu", **case.kwargs)
+    assert_matches_float64(out, stats, case)
+    assert_gradients_match_float64(case, "cpu")
 
 
 def long_case(dtype: torch.dtype, **kwargs: Any) -> Case:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attncap import HeadStats, StatSpec, UnsupportedError, attention, attention_varlen
+from attncap import HeadStats, StatSpec, UnsupportedError, attention, attention_varlen, ops, validation
 from tests.cases import SMALL, Case, Sizes, random_case
 from tests.derivatives import assert_gradients_match_float64, gradients_of, inputs_of, outputs_of
 
@@ -138,6 +138,35 @@ def test_packed_sequences_have_the_gradients_of_each_alone(impl: str) -> None:
         torch.testing.assert_close(
             gradient, wanted, atol=1e-12, rtol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+LEVELS = [("reference", dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
+LEVELS += [("cpu", dtype) for _, dtype in LEVELS]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(("impl", "dtype"), [*LEVELS, ("triton", torch.float32)])
+def test_a_backward_tells_the_product_of_each_rows_output_and_its_derivative(impl: str, dtype: torch.dtype) -> None:
+    """Which is the derivative by a gate of 1 on what a head gives at a token; from the output before it was rounded."""
+    torch.manual_seed(0)
+    query, key, derivative = (torch.randn(2, heads, 70, 16).to(dtype) for heads in (4, 2, 4))
+    sink_logits = torch.randn(4)
+    options = validation.check_options(
+        causal=True, scale=None, window=None, softcap=3.0, query_offset=0, head_dim=query.shape[-1]
+    )
+    extras = validation.check_extras(query, key, sink_logits=sink_logits)
+
+    def forward(impl: str, *tensors: Tensor) -> tuple[Tensor, HeadStats]:
+        given = {"causal": True, "softcap": 3.0, "sink_logits": sink_logits}
+        return attention(*tensors, StatSpec.none(), impl=impl, **given)
+
+    out, stats = forward(impl, query, key, key)
+    exact, _ = forward("reference", *(tensor.double() for tensor in (query, key, key)))
+    wanted = ["query", "level"]
+    _, level = ops.backward_of_out(query, key, key, options, extras, impl, out, stats.lse, derivative, wanted)
+    assert level.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    allowed = 1e-12 if dtype == torch.float64 else 2e-5
+    torch.testing.assert_close(level.double(), (exact * derivative.double()).sum(-1), atol=allowed, rtol=allowed)
 
 
 # What a gradient is at the edges.

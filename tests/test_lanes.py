@@ -13,6 +13,7 @@ from tests import programs
 
 # What the kernels' sources define, one per set.
 MACROS = {
+    "amx": ("ATTNCAP_AVX512", "ATTNCAP_BF16", "ATTNCAP_AMX"),
     "avx512bf16": ("ATTNCAP_AVX512", "ATTNCAP_BF16"),
     "avx512": ("ATTNCAP_AVX512",),
     "avx2": ("ATTNCAP_AVX2",),
@@ -20,15 +21,17 @@ MACROS = {
 }
 OF_A_TYPE = (
     "memory", "arithmetic", "compare", "masks", "transpose", "sum_each", "exp", "tanh", "log", "next_above",
-    "topk", "turned", "scores", "maxima", "values", "received", "strided", "narrow",
+    "topk", "turned", "scores", "maxima", "values", "sums", "received", "strided", "narrow",
 )  # fmt: skip
 GROUPS = [f"{number}.{group}" for number in ("float", "double") for group in OF_A_TYPE]
 GROUPS += ["half", "bfloat", "stored", "half.narrow", "bfloat.narrow"]
-OF_PAIRS = ["pairs", "pairs.scores"]
+OF_PAIRS = ["pairs", "pairs.scores", "pairs.sums"]
+OF_MATRICES = ["matrix.products", "matrix.denormals"]
 
 
 def groups_of(isa: str) -> list[str]:
-    return GROUPS + (OF_PAIRS if "ATTNCAP_BF16" in MACROS[isa] else [])
+    pairs, matrices = (macro in MACROS[isa] for macro in ("ATTNCAP_BF16", "ATTNCAP_AMX"))
+    return GROUPS + OF_PAIRS * pairs + OF_MATRICES * matrices
 
 
 def build_and_run(isa: str, program: Path) -> str:

@@ -201,7 +201,8 @@ def test_the_wheel_holds_the_packages_and_no_tests(build_script):
     ("source", "wanted", "unwanted"),
     [
         ("csrc/cpu/attention_avx512.cpp", "-mavx512f", "-mavx512bf16"),
-        ("csrc/cpu/attention_avx512bf16.cpp", "-mavx512bf16", "-mavx2"),
+        ("csrc/cpu/attention_avx512bf16.cpp", "-mavx512bf16", "-mamx-bf16"),
+        ("csrc/cpu/attention_amx.cpp", "-mamx-bf16", "-mavx2"),
         ("csrc/cpu/attention_avx2.cpp", "-mavx2", "-mavx512f"),
     ],
 )
@@ -211,6 +212,14 @@ def test_each_instruction_set_has_its_flags(build_script, monkeypatch, source, w
     assert unwanted not in build_script.flags_for(source)
     monkeypatch.setattr(build_script, "IS_X86", False)
     assert build_script.flags_for(source) == []
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512bf16", "amx"])
+def test_without_its_flags_an_instruction_set_compiles_to_nothing(isa):
+    source = PROJECT / "csrc" / "cpu" / f"attention_{isa}.cpp"
+    command = ["g++", "-E", "-P", "-std=c++17", f"-I{PROJECT / 'csrc'}", str(source)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def test_the_portable_source_has_no_flags_of_its_own(build_script):

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import attncap
 import attncap.nn
-from attncap import StatSpec
+from attncap import StatSpec, UnsupportedError
 from attncap.analysis import head_importance
 from tests import maps, models
 from tests.test_plain import WIDTH, Attention, seeded
@@ -225,13 +225,14 @@ def test_rows_that_checkpointing_computes_once_more_are_counted_once(kind: str, 
 class Checkpointed(nn.Module):
     """Two attentions, each computed once more in the backward."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, reentrant: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList([Attention(), Attention()])
+        self.reentrant = reentrant
 
-    def forward(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         for layer in self.layers:
-            tokens = tokens + checkpoint(layer, tokens, use_reentrant=False)
+            tokens = tokens + checkpoint(layer, tokens, use_reentrant=self.reentrant)
         return tokens
 
 
@@ -245,6 +246,96 @@ def test_padding_and_tags_need_not_be_known_when_a_layer_is_computed_once_more()
     torch.testing.assert_close(found, expected, **CLOSE)
     for stat in ("entropy", "all", "importance"):
         assert (cap.count(stat) == 8).all(), stat
+
+
+def test_importance_under_reentrant_checkpointing_counts_no_padding() -> None:
+    """What is not told to the function that is run once more is not known to its backward."""
+    model, tokens = Checkpointed(reentrant=True), seeded(4, 2, 5, WIDTH).requires_grad_()
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    message = "importance: reentrant activation checkpointing runs layers.1 once more without its padding"
+    with attncap.capture(model, importance=True) as cap:
+        model(tokens).square().sum().backward()
+        assert (cap.count("importance") == 10).all()
+        with pytest.raises(UnsupportedError, match=message):
+            model(tokens, mask).square().sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_importance_is_the_same_under_reentrant_checkpointing(kind: str) -> None:
+    """Transformers gives its layers the mask."""
+    model = training_model(kind)
+    with attncap.capture(model, importance=True) as plain:
+        loss_of(model).backward()
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    with attncap.capture(model, importance=True) as cap:
+        loss_of(model).backward()
+    assert (cap.count("importance") == BATCH["attention_mask"].sum()).all()
+    torch.testing.assert_close(cap.mean("importance"), plain.mean("importance"), **CLOSE)
+
+
+def test_importance_of_cross_attention_is_the_same_under_reentrant_checkpointing() -> None:
+    """As many rows as keys, of which the keys' padding is not the rows'."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4}
+    model = transformers.T5Model(transformers.T5Config(**sizes, dropout_rate=0.0)).train()
+    batch = BATCH | {"decoder_input_ids": BATCH["input_ids"].flip(0)}
+
+    def importance() -> tuple[Tensor, Tensor]:
+        with attncap.capture(model, importance=True) as cap:
+            model(**batch)[0].square().sum().backward()
+        return cap.count("importance"), cap.mean("importance")
+
+    counts, means = importance()
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    found_counts, found_means = importance()
+    assert torch.equal(found_counts, counts)
+    torch.testing.assert_close(found_means, means, **CLOSE)
+
+
+# Statistics in a loss, under checkpointing.
+
+
+def entropy_gradients(model: Any, *, every_row: bool = False, **options: Any) -> dict[str, Tensor]:
+    """Of a loss that the output and the entropies of all layers are part of."""
+    with attncap.capture(model, keep="last", differentiable=True, **options) as cap:
+        loss = loss_of(model)
+        loss = loss + sum(stats.entropy.square().sum() for stats in cap.stats.values())
+        return gradients_of(model, loss)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_statistics_under_checkpointing_have_the_gradients_that_they_have_without(kind: str) -> None:
+    model = training_model(kind)
+    expected = entropy_gradients(model)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    assert_same(entropy_gradients(model), expected)
+
+
+def test_statistics_under_reentrant_checkpointing_are_refused_by_name() -> None:
+    model = training_model("llama")
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    with attncap.capture(model, keep="last", differentiable=True) as cap:
+        loss = loss_of(model) + sum(stats.entropy.sum() for stats in cap.stats.values())
+        with pytest.raises(
+            UnsupportedError, match=r"differentiable: under reentrant .* of model\.layers\.1\.self_attn have no"
+        ):
+            loss.backward()
+
+
+def test_statistics_that_depend_on_what_checkpointing_forgets_are_refused_by_name() -> None:
+    model, tokens = Checkpointed(), seeded(4, 2, 5, WIDTH).requires_grad_()
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    tags = {"all": lambda batch: (batch["attention_mask"].long(), batch["attention_mask"].long())}
+    for options, lost in (({}, "padding"), ({"tags": tags}, "padding and tags")):
+        with attncap.capture(model, keep="last", differentiable=True, **options) as cap:
+            model(tokens, mask)
+            entropy = cap.stats["layers.1"].entropy.sum()
+            with pytest.raises(
+                UnsupportedError, match=f"differentiable: .* runs layers.1 once more without its {lost},"
+            ):
+                entropy.backward()
 
 
 def test_layers_that_a_forward_leaves_out_are_left_out_when_they_are_computed_once_more() -> None:

@@ -29,6 +29,10 @@ class Sink(Protocol):
     spec: StatSpec
     differentiable: bool
     """Whether torch's autograd is to find its way through the statistics too."""
+    importance: bool
+    """Whether `record_gates` is to be called by the backwards that run."""
+    takes_dropout: bool
+    """Whether calls with dropout are watched while the model's own attention computes them, or refused."""
 
     def selects(self, module: str) -> bool:
         """Whether the statistics of this module are wanted."""
@@ -56,11 +60,14 @@ class Sink(Protocol):
             width: of the output of one head.
         """
 
-    def record_gradient(self, module: str, call: ServedCall, out: Tensor, derivative: Tensor) -> None:
-        """Take what the backward of one call knows: its out and the loss's derivative by it, (B, H, Q, E)."""
+    def record_gates(self, module: str, call: ServedCall, by_gate: Tensor) -> None:
+        """Take what the backward of one call knows: <dloss / dout_i, out_i> of every row, (B, H, Q)."""
 
     def watch(self, module: str, call: ServedCall, out: Tensor, stats: HeadStats) -> None:
         """See the tensors of a call that was recorded; out (B, H, Q, E)."""
+
+    def forgotten(self, call: ServedCall) -> str:
+        """What the forward of a call knew that it does not when it is computed once more; "" if nothing."""
 
 
 class Adapter(Protocol):

@@ -57,6 +57,8 @@ class _Noting:
         self._plain = plain
         self.spec: StatSpec = sink.spec
         self.differentiable = sink.differentiable
+        self.importance = sink.importance
+        self.takes_dropout = sink.takes_dropout
 
     def selects(self, module: str) -> bool:
         """See `Sink`; asked once per call, before it is computed."""
@@ -85,10 +87,14 @@ class _Noting:
         """See `Sink`."""
         self._sink.record(module, stats, annotations, seen_keys, key_mask, phase, width=width)
 
-    def record_gradient(self, module: str, call: ServedCall, out: Tensor, derivative: Tensor) -> None:
+    def record_gates(self, module: str, call: ServedCall, by_gate: Tensor) -> None:
         """See `Sink`."""
-        self._sink.record_gradient(module, call, out, derivative)
+        self._sink.record_gates(module, call, by_gate)
 
     def watch(self, module: str, call: ServedCall, out: Tensor, stats: HeadStats) -> None:
         """See `Sink`."""
         self._sink.watch(module, call, out, stats)
+
+    def forgotten(self, call: ServedCall) -> str:
+        """See `Sink`."""
+        return self._sink.forgotten(call)

@@ -228,7 +228,7 @@ def _part_of(function: Any, args: tuple[Any, ...]) -> LazyMask | None:
     if not isinstance(mask, LazyMask):
         return None
     slices_rows = function is torch.ops.aten.slice.Tensor and args[1:2] == (2,) and args[4:5] in ((), (1,))
-    if not slices_rows and function is not torch.ops.aten.alias.default:
+    if not slices_rows and function not in (torch.ops.aten.alias.default, torch.ops.aten.detach.default):
         return None
     start, stop, _ = slice(*(args[2:4] or (None,))).indices(mask.shape[2])
     rows = max(0, stop - start)

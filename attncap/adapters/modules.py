@@ -21,8 +21,8 @@ from attncap.adapters.compiled import room_to_compile
 from attncap.adapters.fastpath import follow_padded_rows
 from attncap.adapters.frames import Frame, Frames, cached_keys, padding_of_rows
 from attncap.adapters.intercept import Interception
-from attncap.adapters.operator import number_of, served
-from attncap.adapters.served import ServedCall, computed, fitting, tokens_of_mask
+from attncap.adapters.operator import number_of, observe, served
+from attncap.adapters.served import ServedCall, check_dropout, computed, fitting, tokens_of_mask
 from attncap.api import attention
 from attncap.layers import is_backward_running
 from attncap.mha import HeadsCall, multi_head_attention, weights_of
@@ -34,7 +34,8 @@ _SILENT = "ran without an attention call that can be seen"
 _TORCHSCRIPT = "is TorchScript, inside which no call can be seen"
 _NESTED = "works on nested tensors"
 
-# Names of the arguments of torch's function, in order.
+# Names of the arguments of torch's functions, in order.
+_SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _MULTI_HEAD = tuple(inspect.signature(F.multi_head_attention_forward).parameters)
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
@@ -169,8 +170,19 @@ class ModuleAdapter:
         if any(isinstance(one, Tensor) and one.is_nested for one in (*args, *kwargs.values())):
             self._escape(_NESTED)
             return original(*args, **kwargs)
-        _refuse_dropout(frame, args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0))
-        return sdpa_by(self.attend, *args, **kwargs)
+        given = {**dict(zip(_SDPA, args, strict=False)), **kwargs}
+        if not self._drops(frame, given.get("dropout_p", 0.0)):
+            return sdpa_by(self.attend, *args, **kwargs)
+        out, sink = original(*args, **kwargs), self._sink
+        assert sink is not None
+
+        def beside(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+            call = self._call(query, key, value, **options)
+            observe(self, call, sink, out, lambda rows: rows.reshape(query.shape[:3]))
+            return query.new_empty(*query.shape[:3], value.shape[-1])
+
+        sdpa_by(beside, **(given | {"dropout_p": 0.0}))
+        return out
 
     def serve_multi_head(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """See `intercept.Server`."""
@@ -178,13 +190,29 @@ class ModuleAdapter:
         if not self._selects(frame):
             return F.multi_head_attention_forward(*args, **kwargs)
         given = {**dict(zip(_MULTI_HEAD, args, strict=False)), **kwargs}
-        if given.get("training", True):
-            _refuse_dropout(frame, given["dropout_p"])
+        if given.get("training", True) and self._drops(frame, given["dropout_p"]):
+            return self._drop_inside(frame, given)
         out, _, call = multi_head_attention(self._attend_heads, *args, **kwargs)
         if not given.get("need_weights", True):
             return out, None
         weights = weights_of(call, average=given.get("average_attn_weights", True))
         return out, weights if out.dim() == 3 else weights[0]
+
+    def _drops(self, frame: Frame, dropout: float) -> bool:
+        """Whether a call has dropout, so that it is left to the model; refused where dropout is."""
+        assert self._sink is not None
+        check_dropout(frame.name, dropout, self._sink)
+        return bool(dropout)
+
+    def _drop_inside(self, frame: Frame, given: Mapping[str, Any]) -> Any:
+        """What torch's function gives, whose heads cannot be seen: they are computed once more beside it."""
+        assert self._sink is not None
+        if self._sink.importance:
+            raise UnsupportedError(f"importance: {frame.name} has dropout {given['dropout_p']} inside torch's function")
+        if not is_backward_running():
+            with torch.no_grad():
+                multi_head_attention(self._attend_heads, **{**given, "training": False})
+        return F.multi_head_attention_forward(**given)
 
     def saw_other_attention(self, function: str) -> None:
         """See `intercept.Server`."""
@@ -237,12 +265,32 @@ class ModuleAdapter:
         crosses: bool | None = None,
     ) -> Tensor:
         """See `attncap.sdpa.Attend`: query (B,H,Q,D), key and value (B,G,K,D)."""
-        running = self._frames.running
-        frame = running[-1]
-        if not self._selects(frame):
+        if not self._selects(self._frames.running[-1]):
             spec = StatSpec.none()
             out, _ = attention(query, key, value, spec, attn_mask=attn_mask, causal=causal, scale=scale, query_offset=0)
             return out
+        call = self._call(
+            query, key, value, attn_mask=attn_mask, causal=causal, scale=scale, key_mask=key_mask, crosses=crosses
+        )
+        assert self._sink is not None
+        with torch._C.DisableTorchFunction():
+            return served(self, self._number, call, self._sink)
+
+    def _call(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        attn_mask: Tensor | None = None,
+        causal: bool = False,
+        scale: float | None = None,
+        key_mask: Tensor | None = None,
+        crosses: bool | None = None,
+    ) -> ServedCall:
+        """The next call of the innermost running module."""
+        running = self._frames.running
+        frame = running[-1]
         batch, rows, keys = query.shape[0], query.shape[2], key.shape[2]
         crosses = frame.looks_elsewhere if crosses is None else crosses
         key_mask = tokens_of_mask(attn_mask, batch, keys) if key_mask is None else key_mask
@@ -253,7 +301,7 @@ class ModuleAdapter:
         annotations = next((one.annotations for one in reversed(running) if one.annotations is not None), None)
         cached = max(one.cached for one in running)
         number, frame.calls = frame.calls, frame.calls + 1
-        call = ServedCall(
+        return ServedCall(
             name=f"{frame.name}#{number}" if number else frame.name,
             crosses=crosses,
             query=query,
@@ -264,14 +312,12 @@ class ModuleAdapter:
             scale=scale,
             query_mask=None if query_mask is None else query_mask.to(query.device),
             key_mask=None if key_mask is None else key_mask.to(query.device),
+            padded=query_mask is not None,
             annotations=fitting(annotations, frame.name, query, key),
             # Where the rows stand; but torch's causal mask starts at 0 whatever was cached.
             query_offset=0 if causal or crosses else cached,
             phase=DECODE if cached and rows == 1 else PREFILL,
         )
-        assert self._sink is not None
-        with torch._C.DisableTorchFunction():
-            return served(self, self._number, call, differentiable=self._sink.differentiable)
 
     def _attend_heads(self, call: HeadsCall) -> tuple[Tensor, None]:
         crosses = call.crosses
@@ -298,21 +344,21 @@ class ModuleAdapter:
         record(name)
         return out.contiguous(), lse
 
-    def saw_gradient(self, call: ServedCall, out: Tensor, derivative: Tensor) -> None:
+    @property
+    def wants_gates(self) -> bool:
+        """See `operator.Server`."""
+        return self._sink is not None and self._sink.importance
+
+    def saw_gates(self, call: ServedCall, by_gate: Tensor) -> None:
         """See `operator.Server`."""
         assert self._sink is not None
-        self._sink.record_gradient(self._name_of(call), call, out, derivative)
+        self._sink.record_gates(self._name_of(call), call, by_gate)
 
     def _name_of(self, call: ServedCall) -> str:
         """A module whose calls of one number are now of one kind, now of the other, has both apart."""
         if self._crosses.setdefault(call.name, call.crosses) == call.crosses:
             return call.name
         return f"{call.name}:cross" if call.crosses else f"{call.name}:self"
-
-
-def _refuse_dropout(frame: Frame, dropout: float) -> None:
-    if dropout:
-        raise UnsupportedError(f"dropout: {frame.name} has dropout {dropout} in training mode; call model.eval() first")
 
 
 def _refuse_nested(frame: Frame, arguments: Mapping[str, Any]) -> None:

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from attncap import api, autograd, dispatch, ops, validation
-from attncap.adapters.served import ServedCall
+from attncap.adapters import Sink
+from attncap.adapters.served import ServedCall, refusal_once_more
 from attncap.annotations import Annotations
+from attncap.layers import is_backward_running
 from attncap.types import StatSpec, UnsupportedError
 
 
@@ -27,8 +30,12 @@ class Server(Protocol):
     def serve(self, call: ServedCall) -> tuple[Tensor, Tensor]:
         """(out (B, H, Q, E) contiguous, lse (B, H, Q) of every row)."""
 
-    def saw_gradient(self, call: ServedCall, out: Tensor, derivative: Tensor) -> None:
-        """The backward of a call runs: `derivative` is the loss's by `out`, both (B, H, Q, E)."""
+    @property
+    def wants_gates(self) -> bool:
+        """Whether `saw_gates` is to be called."""
+
+    def saw_gates(self, call: ServedCall, by_gate: Tensor) -> None:
+        """The backward of a call runs: `by_gate` (B, H, Q) is <dloss / dout_i, out_i>."""
 
 
 # An operator names its server by number: it takes no other Python objects.
@@ -46,7 +53,8 @@ torch.library.define(
     "str[] feature_names, Tensor? key_features, str phase) -> (Tensor, Tensor)",
 )
 torch.library.define(
-    "attncap::served_backward", f"({_CALL}, Tensor out, Tensor lse, Tensor derivative, str[] wanted) -> Tensor[]"
+    "attncap::served_backward",
+    f"({_CALL}, Tensor out, Tensor lse, Tensor derivative, str[] wanted) -> Tensor[]",
 )
 # Where they stand among the arguments of both.
 _DIFFERENTIABLE = {"query": 3, "key": 4, "value": 5, "attn_mask": 6, "sink_logits": 7}
@@ -60,21 +68,57 @@ def number_of(server: Server) -> int:
     return number
 
 
-def served(server: Server, number: int, call: ServedCall, *, differentiable: bool) -> Tensor:
+def served(server: Server, number: int, call: ServedCall, sink: Sink) -> Tensor:
     """Out of `Server.serve`: by the operator where torch must know of the call, in a graph or to differentiate it.
 
     Args:
-        number: that of the server.
-        differentiable: torch's autograd is to find the way through the statistics too.
+        number: that of the server. sink: who is told of the call.
     """
     inputs = (call.query, call.key, call.value, call.attn_mask, call.sink_logits)
     api.refuse_forward_mode(*inputs[:3], validation.Extras(attn_mask=call.attn_mask, sink_logits=call.sink_logits))
     if torch.compiler.is_compiling():
-        if differentiable:
+        if sink.differentiable:
             raise UnsupportedError("differentiable: statistics do not leave a compiled graph; capture without it")
         return _by_operator(number, call)
     has_gradient = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs)
-    return _by_operator(number, call) if has_gradient and not differentiable else server.serve(call)[0]
+    refusal = refusal_once_more(call, sink) if is_backward_running() else ""
+    out = _by_operator(number, call) if has_gradient and not sink.differentiable else server.serve(call)[0]
+    _refuse_gradient(out, refusal)
+    return out
+
+
+def _refuse_gradient(out: Tensor, refusal: str) -> None:
+    """Raise UnsupportedError where a backward comes by, unless there is nothing to say."""
+
+    def refuse(_derivative: Tensor) -> None:
+        raise UnsupportedError(refusal)
+
+    if refusal and out.requires_grad:
+        out.register_hook(refuse)  # type: ignore[no-untyped-call]
+
+
+def observe(server: Server, call: ServedCall, sink: Sink, out: Tensor, by_rows: Callable[[Tensor], Tensor]) -> None:
+    """Take the statistics of a call that the model's own attention computes, with dropout: as they are without it.
+
+    Args:
+        out: what the model's attention gave, in any shape; nothing that is done here is differentiated.
+        by_rows: of a tensor shaped as `out` without its last dimension, the same as (B, H, Q).
+    """
+    if is_backward_running():
+        _refuse_gradient(out, refusal_once_more(call, sink))
+    else:
+        with torch.no_grad():
+            server.serve(call)
+    if not (server.wants_gates and out.requires_grad):
+        return
+    kept = out.detach()
+    precise = torch.promote_types(out.dtype, torch.float32)
+
+    def saw(derivative: Tensor) -> None:
+        by_gate = (kept.to(precise) * derivative.to(precise)).sum(-1)
+        server.saw_gates(call, by_rows(by_gate))
+
+    out.register_hook(saw)  # type: ignore[no-untyped-call]
 
 
 def _by_operator(number: int, call: ServedCall) -> Tensor:
@@ -163,13 +207,15 @@ def _served_backward(number: int, *arguments: Any) -> list[Tensor]:
     *given, out, lse, derivative, wanted = arguments
     call = _call(*given, key_mask=None, annotations=Annotations())
     server = _servers.get(number)
-    if server is not None:
-        server.saw_gradient(call, out, derivative)
+    watched = server is not None and server.wants_gates
     extras = validation.check_extras(call.query, call.key, attn_mask=call.attn_mask, sink_logits=call.sink_logits)
     impl = dispatch.choose("auto", call.query, call.key, call.value, StatSpec.none(), extras)
     found = ops.backward_of_out(
-        call.query, call.key, call.value, call.options, extras, impl, out, lse, derivative, wanted
-    )
+        call.query, call.key, call.value, call.options, extras, impl, out, lse, derivative,
+        [*wanted, "level"] if watched else wanted,
+    )  # fmt: skip
+    if server is not None and watched:
+        server.saw_gates(call, found.pop())
     places = [_DIFFERENTIABLE[name] - 1 for name in wanted]
     return [gradient.view(given[place].shape) for gradient, place in zip(found, places, strict=True)]
 

@@ -16,7 +16,7 @@ from attncap.annotations import Annotations
 from attncap.api import run
 from attncap.dispatch import choose
 from attncap.layers import is_backward_running
-from attncap.types import StatSpec
+from attncap.types import StatSpec, UnsupportedError
 from attncap.validation import Options, check_extras, check_options, check_qkv
 
 
@@ -41,6 +41,15 @@ class ServedCall:
     sink_logits: Tensor | None = None  # (H,)
     seen_keys: Tensor | None = None  # as `accumulate.counted_rows` takes them; None to count them in the mask
     phase: str = PREFILL
+    padded: bool = False  # `query_mask` tells padding, and not only which rows see nothing
+
+    @property
+    def told(self) -> frozenset[str]:
+        """What is known of its tokens."""
+        notes = self.annotations
+        tags, features = notes.query_tags is not None, notes.key_features is not None
+        known = {"padding": self.padded, "tags": tags, "features": features}
+        return frozenset(what for what, is_known in known.items() if is_known)
 
     @property
     def options(self) -> Options:
@@ -87,6 +96,46 @@ def computed(call: ServedCall, sink: Sink) -> tuple[Tensor, Tensor, Callable[[st
             sink.watch(name, call, out, stats)
 
     return out, lse, record
+
+
+def refusal_once_more(call: ServedCall, sink: Sink) -> str:
+    """Why the gradient of a call that activation checkpointing computes once more may not be taken; "" if it may.
+
+    That is done by reentrant checkpointing alone: the other kind takes what the call saves to the forward's own graph.
+
+    Raises:
+        UnsupportedError: not even what it saves would be that of the forward.
+    """
+    forgotten = sink.forgotten(call)
+    if sink.differentiable and forgotten:
+        raise UnsupportedError(
+            f"differentiable: activation checkpointing runs {call.name} once more without its {forgotten}, which its "
+            "statistics depend on"
+        )
+    if sink.differentiable:
+        return (
+            f"differentiable: under reentrant activation checkpointing the statistics of {call.name} have no gradient; "
+            "set use_reentrant=False"
+        )
+    if sink.importance and "padding" in forgotten:
+        return (
+            f"importance: reentrant activation checkpointing runs {call.name} once more without its padding; set "
+            "use_reentrant=False, or give the checkpointed function the padding mask"
+        )
+    return ""
+
+
+def check_dropout(name: str, dropout: float, sink: Sink) -> None:
+    """Refuse dropout inside attention where it is not taken."""
+    if not dropout:
+        return
+    if not sink.takes_dropout:
+        raise UnsupportedError(
+            f"dropout: {name} has dropout {dropout} in training mode; call model.eval() first, or watch it with "
+            "attncap.Monitor"
+        )
+    if torch.compiler.is_compiling():
+        raise UnsupportedError(f"dropout: {name} has dropout {dropout}, which is not watched in a compiled graph")
 
 
 def fitting(annotations: Annotations | None, name: str, query: Tensor, key: Tensor) -> Annotations:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ from attncap.adapters.delegate import delegate, eager_parameters
 from attncap.adapters.frames import Signature, cached_keys
 from attncap.adapters.inspection import calls_the_registry, configurations
 from attncap.adapters.masks import LazyMask, MaskTerms, only_keys, terms_of, whole_mask
-from attncap.adapters.operator import number_of, served
-from attncap.adapters.served import ServedCall, computed, fitting
+from attncap.adapters.operator import number_of, observe, served
+from attncap.adapters.served import ServedCall, check_dropout, computed, fitting
 from attncap.annotations import Annotations
 from attncap.types import UnsupportedError
 
@@ -86,6 +87,7 @@ class TransformersAdapter:
         self._signatures = {module: Signature(module) for module in self._names if isinstance(module, PreTrainedModel)}
         self._previous: dict[int, str] = {}  # id of a configuration -> its own implementation
         self._of_thread = _OfThread()
+        self._crossing: dict[str, bool] = {}  # of a module's newest call that no checkpointing ran once more
         self._called = False
         self._warned = False
 
@@ -196,11 +198,14 @@ class TransformersAdapter:
         if indices is not None:
             attention_mask = only_keys(attention_mask, indices, key.shape[2])
         # A module without a name belongs to another model of the same configuration.
+        given: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "softcap": softcap}
+        given |= {"s_aux": s_aux, "position_bias": position_bias, "cache": cache, **others}
+        own = partial(delegate, self._previous_of(module), module, query, key, value, attention_mask, given)
         if name is None or not self._sink.selects(name):
-            given: dict[str, Any] = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "softcap": softcap}
-            given |= {"s_aux": s_aux, "position_bias": position_bias, "cache": cache, **others}
-            return delegate(self._previous_of(module), module, query, key, value, attention_mask, given)
-        _refuse(name, dropout, cache)
+            return own()
+        check_dropout(name, dropout, self._sink)
+        if cache is not None:
+            raise UnsupportedError(f"cache: {name} uses a paged cache, which attncap does not read")
         _refuse_unknown(name, self._taken[name], others)
         if query.shape[0] != key.shape[0]:  # learned queries of batch 1
             query = query.expand(key.shape[0], -1, -1, -1)
@@ -208,6 +213,7 @@ class TransformersAdapter:
         running = self._running[-1] if self._running else _Running(module, {})
         annotations = self._running[0].annotations if self._running else None
         terms = terms_of(attention_mask, query, key, is_causal=causal, cached=running.cached, length=running.length)
+        tokens = self._token_rows(name, terms, attention_mask, query, key)
         call = ServedCall(
             name=name,
             crosses=False,
@@ -217,7 +223,8 @@ class TransformersAdapter:
             attn_mask=terms.attn_mask if position_bias is None else _biased(position_bias, terms.attn_mask),
             causal=terms.causal,
             scale=scaling,
-            query_mask=self._query_mask(terms, attention_mask, query, key),
+            query_mask=_both(terms.row_mask, tokens),
+            padded=tokens is not None,
             key_mask=self._key_mask(terms, attention_mask, query, key),
             annotations=fitting(annotations, name, query, key),
             query_offset=terms.query_offset,
@@ -227,7 +234,12 @@ class TransformersAdapter:
             seen_keys=terms.seen_keys,
             phase=DECODE if running.cached and query.shape[2] == 1 else PREFILL,
         )
-        out = served(self, self._number, call, differentiable=self._sink.differentiable)
+        if dropout:
+            with torch._C.DisableTorchFunction():  # another adapter is not to see it too
+                out, weights = own()
+            observe(self, call, self._sink, out, lambda rows_BQH: rows_BQH.transpose(1, 2))
+            return out, weights
+        out = served(self, self._number, call, self._sink)
         return out.transpose(1, 2).contiguous(), None
 
     def serve(self, call: ServedCall) -> tuple[Tensor, Tensor]:
@@ -237,28 +249,29 @@ class TransformersAdapter:
         record(call.name)
         return out.contiguous(), lse
 
-    def saw_gradient(self, call: ServedCall, out: Tensor, derivative: Tensor) -> None:
+    @property
+    def wants_gates(self) -> bool:
+        """See `operator.Server`."""
+        return self._sink is not None and self._sink.importance
+
+    def saw_gates(self, call: ServedCall, by_gate: Tensor) -> None:
         """See `operator.Server`."""
         assert self._sink is not None
-        self._sink.record_gradient(call.name, call, out, derivative)
+        self._sink.record_gates(call.name, call, by_gate)
 
     def _previous_of(self, module: nn.Module) -> str:
         """The implementation that a module would use without the capture."""
         config = getattr(module, "config", None)
         return self._previous.get(id(config)) or self._previous[id(self._models[0].config)]
 
-    def _query_mask(self, terms: MaskTerms, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    def _token_rows(
+        self, name: str, terms: MaskTerms, mask: Tensor | None, query: Tensor, key: Tensor
+    ) -> Tensor | None:
         """(B, Q) bool: rows that are tokens; None where nothing says that some are not."""
-        tokens = self._token_rows(terms, mask, query, key)
-        if terms.row_mask is None or tokens is None:
-            return terms.row_mask if tokens is None else tokens
-        return terms.row_mask & tokens
-
-    def _token_rows(self, terms: MaskTerms, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
         rows, keys = query.shape[2], key.shape[2]
         if isinstance(mask, LazyMask) and terms.row_mask is not None:
             return terms.row_mask
-        crosses = self._argument("encoder_hidden_states") is not None
+        crosses = self._crosses(name)
         # The mask's own padding comes first: audio models are given one entry per sample, not per frame.
         if isinstance(mask, LazyMask) and terms.key_mask is not None and rows == keys and not crosses:
             return terms.key_mask
@@ -268,6 +281,18 @@ class TransformersAdapter:
         # While decoding the mask has the total length: the rows are its last ones.
         fits = given.shape[1] >= rows if crosses else given.shape[1] in (rows, keys)
         return given[:, given.shape[1] - rows :].to(query.device, torch.bool) if fits else None
+
+    def _crosses(self, name: str) -> bool:
+        """Whether the model around a module was given another sequence to look at, as far as the module's keys tell.
+
+        What activation checkpointing runs once more is as its forward was.
+        """
+        crosses = self._argument("encoder_hidden_states") is not None
+        if torch.compiler.is_compiling():
+            return crosses
+        if self._running:
+            self._crossing[name] = crosses
+        return self._crossing.get(name, False)
 
     def _key_mask(self, terms: MaskTerms, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
         """(B, K) bool: keys that are tokens; None where nothing says that some are not."""
@@ -299,18 +324,18 @@ def _wants_maps(module: nn.Module, batch: Mapping[str, Any]) -> bool:
     return bool(getattr(module.config, "output_attentions", False) if asked is None else asked)
 
 
-def _refuse(name: str, dropout: float, cache: Any) -> None:
-    if dropout:
-        raise UnsupportedError(f"dropout: {name} has dropout {dropout} in training mode; call model.eval() first")
-    if cache is not None:
-        raise UnsupportedError(f"cache: {name} uses a paged cache, which attncap does not read")
-
-
 def _refuse_unknown(name: str, taken: Collection[str], others: Mapping[str, Any]) -> None:
     """Refuse what the model's own eager attention would take and this one would ignore."""
     for argument, value in others.items():
         if argument in taken and value is not None:
             raise UnsupportedError(f"{argument}: {name} gives its attention {argument!r}, which attncap does not know")
+
+
+def _both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Rows of both masks."""
+    if one is None or other is None:
+        return one if other is None else other
+    return one & other
 
 
 def _biased(position_bias: Tensor, mask: Tensor | None) -> Tensor:

@@ -49,9 +49,13 @@ class Monitor:
         monitor.close()  # or use it in a `with` statement
 
     Every `every`-th step is captured, from the first on: attention is then attncap's, equal to the model's own up to
-    rounding, and as in `capture` dropout inside attention is refused. In the others nothing of attncap touches the
-    model. A step may have several forwards (gradient accumulation); what activation checkpointing computes once more
-    counts once, for which the backward has to run before `step`.
+    rounding. In the others nothing of attncap touches the model. A step may have several forwards (gradient
+    accumulation); what activation checkpointing computes once more counts once, for which the backward has to run
+    before `step`.
+
+    Attention with dropout stays the model's own in captured steps too: its statistics, those of the distribution before
+    dropout, then cost one more forward of the attention and no backward. Such an attention is refused in a compiled
+    graph, and its importance in an nn.MultiheadAttention.
 
     Of every head, over the rows of the captured steps since the last `reset`, there is the largest score, ``max_logit``
     = max_i max_j s_ij, and the mean over rows of every other statistic: ``entropy`` (nats), ``sink_mass`` (probability)
@@ -59,8 +63,7 @@ class Monitor:
     under ``nonfinite``.
 
     Nothing waits for the device until `report`, and `tensors` does not either. With torch.distributed all processes of
-    `process_group` must call either of them at the same steps: the sums then travel in one vector that is added up
-    and one of maxima.
+    `process_group` must call either of them at the same steps: everything then travels in one all-reduce.
 
     A forward in evaluation mode (``model.eval()``) is not counted and keeps the model's own attention, so that
     evaluations may lie between steps. Once the model ran inside a graph of torch.compile the capture stays open, for
@@ -253,6 +256,8 @@ class _Tap(Capture):
     Args:
         model: without a wrapper of torch.compile, so that a graph may ask whether it is in training mode.
     """
+
+    takes_dropout = True
 
     def __init__(self, model: nn.Module, spec: StatSpec, evaluation: bool, **options: Any) -> None:
         super().__init__(model, spec, **options)

@@ -14,8 +14,9 @@ from attncap.monitor.head_sums import Entry, HeadSums
 class Processes:
     """The processes of a group, each of which has sums of its own.
 
-    They first agree, once, on what there are sums of: processes may run different modules. After that the sums travel
-    as one vector that is added up and one of maxima.
+    They first agree, once, on what there are sums of: processes may run different modules. After that everything
+    travels in one vector that is added up: the sums, and the maxima in places of their own for every process, 0 in
+    those of the others. Adding 0 changes no number, -inf included, so that the maxima arrive as they were.
 
     Args:
         group: None for all processes; where torch.distributed is not in use there is this one alone.
@@ -48,13 +49,15 @@ class Processes:
             self._agree(sums)
         added, highest = sums.packed(self._layout, device)
         is_new = added.new_full((1,), float(not set(sums.layout) <= set(self._layout)))
-        added = torch.cat([added, is_new])
-        distributed.all_reduce(added, distributed.ReduceOp.SUM, self._group)
-        distributed.all_reduce(highest, distributed.ReduceOp.MAX, self._group)
-        if waits and added[-1] > 0:
+        places = highest.new_zeros(distributed.get_world_size(self._group), len(highest))
+        places[distributed.get_rank(self._group)] = highest
+        together = torch.cat([is_new, added, places.flatten()])
+        distributed.all_reduce(together, distributed.ReduceOp.SUM, self._group)
+        if waits and together[0] > 0:
             self._agree(sums)
             return self.packed(sums, device, waits=False)
-        return self._layout, added[:-1], highest
+        added, of_all = together[1 : 1 + len(added)], together[1 + len(added) :]
+        return self._layout, added, of_all.view_as(places).amax(0)
 
     def _agree(self, sums: HeadSums) -> None:
         """Everything that a process has, in the order of the processes."""

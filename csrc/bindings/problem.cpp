@@ -69,7 +69,7 @@ void bind_problem(py::module_& m) {
         .def(py::init<>())
 #define ATTNCAP_FIELD(name) .def_readwrite(#name, &Gradients::name)
             ATTNCAP_FIELD(query) ATTNCAP_FIELD(key) ATTNCAP_FIELD(value) ATTNCAP_FIELD(attn_mask)
-                ATTNCAP_FIELD(sink_logits) ATTNCAP_FIELD(key_features);
+                ATTNCAP_FIELD(sink_logits) ATTNCAP_FIELD(key_features) ATTNCAP_FIELD(level);
 #undef ATTNCAP_FIELD
 }
 

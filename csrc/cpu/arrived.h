@@ -152,7 +152,7 @@ class Arrival {
             load_strided(w_.features + k * p_.features, from, features.dtype, features.stride[2], p_.features);
         }
         const auto all = [&](int64_t, int64_t) { return std::pair<int64_t, int64_t>(0, p_.features); };
-        add_product<T>({w_.features, p_.features}, count, {a_.features, kRows}, vectors, all, {slope, kRows});
+        add_product<Plain<T>>({w_.features, p_.features}, count, {a_.features, kRows}, vectors, all, {slope, kRows});
     }
 };
 

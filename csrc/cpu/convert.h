@@ -74,6 +74,11 @@ inline Stored read(const char* p) {
     return value;
 }
 
+template <class Stored>
+inline void write(char* p, Stored value) {
+    std::memcpy(p, &value, sizeof value);
+}
+
 // How numbers lie in memory: `load` gives one as T, `load_lanes` a vector of neighbours.
 template <class T>
 struct StoredOwn {
@@ -178,9 +183,11 @@ template <class T>
 void store_strided(char* out, DType dtype, int64_t stride, const T* in, int64_t count) {
     const int64_t step = stride * item_size(dtype);
     auto put = [&](auto convert) {
-        for (int64_t i = 0; i < count; ++i) {
-            const auto value = convert(in[i]);
-            std::memcpy(out + i * step, &value, sizeof value);
+        using Stored = decltype(convert(*in));
+        if (stride == 1) {
+            for (int64_t i = 0; i < count; ++i) write<Stored>(out + i * int64_t(sizeof(Stored)), convert(in[i]));
+        } else {
+            for (int64_t i = 0; i < count; ++i) write<Stored>(out + i * step, convert(in[i]));
         }
     };
     if (dtype == DType::float32) put([](T x) { return float(x); });

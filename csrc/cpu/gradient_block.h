@@ -2,9 +2,11 @@
 // computed once more from the lse; of the five products three give the rows' part of the gradients:
 //
 //   score = Q K^T   G = dout V^T   dV += p^T dout   dQ += dscore K   dK += dscore^T Q
+//
+// The last three are taken in float, or of bfloat16 tensors in pairs, see gradient_pairs.h.
 #pragma once
 
-#include "cpu/arrived.h"
+#include "cpu/gradient_pairs.h"
 #include "cpu/mask_gradient.h"
 #include "cpu/score_map.h"
 #include "cpu/softmax_gradient.h"
@@ -32,11 +34,13 @@ class GradientBlock {
           w_(*workspace),
           map_(t_, workspace),
           arrival_(t_, upstream, workspace),
+          paired_(t_, arrival_, workspace),
           slopes_(t_, u_.out, p_.value, p_.value_dim, 1, workspace->of_slopes()),
           keys_(t_, p_.key, p_.key_dim),
           key_width_(whole_vectors<T>(p_.key_dim)),
           value_width_(whole_vectors<T>(p_.value_dim)),
-          feature_width_(whole_vectors<T>(p_.features)) {}
+          feature_width_(whole_vectors<T>(p_.features)),
+          pairs_(map_.pairs() && (!u_.out.given() || slopes_.pairs())) {}
 
     // Adds to the rows of dQ and of the mask's gradient, and to `sums`, what keys begin .. end - 1 give. The level and
     // first key of each row are in the workspace.
@@ -62,18 +66,25 @@ class GradientBlock {
     GradientWorkspace<T>& w_;
     ScoreMap<T> map_;
     Arrival<T> arrival_;
+    const GradientPairs<T> paired_;
     RowProduct<T> slopes_;
     const KeyRows<T> keys_;
     const int64_t key_width_, value_width_, feature_width_;
+    const bool pairs_;
     Matrix<const T> query_rows_{}, out_rows_{};
+
+    bool adds_values() const { return u_.out.given() && g_.value.given(); }
 
     void load_rows() {
         arrival_.load_rows();
         map_.load_rows();
         if (u_.out.given()) slopes_.load_rows();
-        if (g_.key.given()) query_rows_ = matrix_of(p_.query, p_.key_dim, key_width_, w_.query_rows);
-        if (u_.out.given() && g_.value.given()) {
-            out_rows_ = matrix_of(u_.out, p_.value_dim, value_width_, w_.out_rows);
+        if (pairs_) {
+            if (g_.key.given()) paired_.load_rows(p_.query, p_.key_dim, key_width_, w_.query_rows);
+            if (adds_values()) paired_.load_rows(u_.out, p_.value_dim, value_width_, w_.out_rows);
+        } else {
+            if (g_.key.given()) query_rows_ = matrix_of(p_.query, p_.key_dim, key_width_, w_.query_rows);
+            if (adds_values()) out_rows_ = matrix_of(u_.out, p_.value_dim, value_width_, w_.out_rows);
         }
         for (int64_t f = 0; f < p_.features; ++f) {
             for (int64_t i = 0; i < kRows; ++i) {
@@ -126,10 +137,19 @@ class GradientBlock {
             return std::pair<int64_t, int64_t>(first * L::kWidth, std::min<int64_t>(last * L::kWidth, t_.lanes()));
         };
         const auto add = [&](const T* map, Matrix<const T> rows, int64_t width, T* sums) {
-            add_product<T>({map, kRows}, count, rows, int(width / L::kWidth), rows_of, {sums, width});
+            add_product<Plain<T>>({map, kRows}, count, rows, int(width / L::kWidth), rows_of, {sums, width});
         };
-        if (g_.value.given() && u_.out.given()) add(w_.prob, out_rows_, value_width_, to.value);
         if (g_.key_features.given()) add(w_.prob, {w_.feature_rows, feature_width_}, feature_width_, to.features);
+        if (pairs_) {
+            const auto add_pairs = [&](const T* map, uint32_t* rounded, const T* rows, int64_t width, T* sums) {
+                paired_.add_rows(map, rounded, count, rows, width, rows_of, sums);
+            };
+            if (adds_values()) add_pairs(w_.prob, w_.paired.prob, w_.out_rows, value_width_, to.value);
+            if (g_.key.given()) add_pairs(w_.slope, w_.paired.slope, w_.query_rows, key_width_, to.key);
+            if (g_.query.given()) paired_.add_keys(w_.slope, keys_, key0, count, p_.key_dim);
+            return;
+        }
+        if (adds_values()) add(w_.prob, out_rows_, value_width_, to.value);
         if (g_.key.given()) add(w_.slope, query_rows_, key_width_, to.key);
         if (g_.query.given()) {
             int64_t stride;

@@ -167,6 +167,9 @@ class GradientRun {
             std::copy_n(workspace->level, lanes, &level_[at]);
             std::copy_n(workspace->null_term, lanes, &null_term_[at]);
             std::copy_n(workspace->first_key, lanes, &first_key_[at]);
+            for (int64_t i = 0; g_.level.given() && i < task.lanes(); ++i) {
+                *reinterpret_cast<T*>(task.at(g_.level, i)) = workspace->level[i];
+            }
         });
     }
 

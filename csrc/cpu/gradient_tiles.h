@@ -16,10 +16,11 @@ struct Matrix {
     int64_t stride;
 };
 
-// to[k][lane] += sum of left[k][r] * right[r][lane] over `terms` r, for `Keys` k and `Vectors` vectors of lanes.
-template <class T, int Vectors, int Keys>
-[[gnu::noinline]] void sum_tile(Matrix<const T> left, Matrix<const T> right, int64_t terms, Matrix<T> to) {
-    using L = Lanes<T>;
+// to[k][lane] += sum of left[k][r] * right[r][lane] over `terms` words r, for `Keys` k and `Vectors` vectors of lanes.
+template <class Step, int Vectors, int Keys>
+[[gnu::noinline]] void sum_tile(Matrix<const typename Step::Word> left, Matrix<const typename Step::Word> right,
+                                int64_t terms, Matrix<typename Step::T> to) {
+    using L = typename Step::L;
     typename L::V sum[Keys][Vectors];
 #pragma GCC unroll 8
     for (int k = 0; k < Keys; ++k) {
@@ -27,14 +28,14 @@ template <class T, int Vectors, int Keys>
         for (int v = 0; v < Vectors; ++v) sum[k][v] = L::load(to.data + k * to.stride + v * L::kWidth);
     }
     for (int64_t r = 0; r < terms; ++r) {
-        typename L::V row[Vectors];
+        typename Step::V row[Vectors];
 #pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) row[v] = L::load(right.data + r * right.stride + v * L::kWidth);
+        for (int v = 0; v < Vectors; ++v) row[v] = Step::load(right.data + r * right.stride + v * L::kWidth);
 #pragma GCC unroll 8
         for (int k = 0; k < Keys; ++k) {
-            const auto factor = L::all(left.data[k * left.stride + r]);
+            const auto factor = Step::all(left.data[k * left.stride + r]);
 #pragma GCC unroll 8
-            for (int v = 0; v < Vectors; ++v) sum[k][v] = L::fma(factor, row[v], sum[k][v]);
+            for (int v = 0; v < Vectors; ++v) sum[k][v] = Step::add_product(factor, row[v], sum[k][v]);
         }
     }
 #pragma GCC unroll 8
@@ -44,11 +45,12 @@ template <class T, int Vectors, int Keys>
     }
 }
 
-// to += left right for `keys` rows of `left` and `vectors` vectors of columns of `right`. terms(k0, k1) gives the range
-// of r that can be other than zero for keys k0 .. k1 - 1.
-template <class T, class Terms>
-void add_product(Matrix<const T> left, int64_t keys, Matrix<const T> right, int vectors, Terms terms, Matrix<T> to) {
-    using L = Lanes<T>;
+// to += left right for `keys` rows of `left` and `vectors` vectors of columns of `right`. terms(k0, k1)
+// gives the range of words r that can be other than zero for keys k0 .. k1 - 1.
+template <class Step, class Terms>
+void add_product(Matrix<const typename Step::Word> left, int64_t keys, Matrix<const typename Step::Word> right,
+                 int vectors, Terms terms, Matrix<typename Step::T> to) {
+    using L = typename Step::L;
     const int tiles = (vectors + L::kTileVectors - 1) / L::kTileVectors;
     for (int i = 0; i < tiles; ++i) {  // of even size, as in accumulate_values
         const int first = i * vectors / tiles, next = (i + 1) * vectors / tiles;
@@ -59,7 +61,7 @@ void add_product(Matrix<const T> left, int64_t keys, Matrix<const T> right, int 
                 const int64_t from = range.first, some = range.second - from;
                 if (some <= 0) continue;
                 with_constant<L::kTileKeys>(int(count), [&](auto tile_keys) {
-                    sum_tile<T, decltype(tile_vectors)::value, decltype(tile_keys)::value>(
+                    sum_tile<Step, decltype(tile_vectors)::value, decltype(tile_keys)::value>(
                         {left.data + k * left.stride + from, left.stride},
                         {right.data + from * right.stride + shift, right.stride}, some,
                         {to.data + k * to.stride + shift, to.stride});

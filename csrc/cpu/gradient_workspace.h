@@ -20,6 +20,12 @@ struct ArrivedRows {
     int32_t *query_tags, *topk_key;                             // [n][kRows]
 };
 
+// A map's numbers rounded to bfloat16, two of them a word.
+struct PairedMaps {
+    uint32_t *prob, *slope;   // [kMapKeys][kRows / 2] of neighbouring rows
+    uint32_t* slope_of_keys;  // [kMapKeys / 2][kRows] of neighbouring keys
+};
+
 template <class T>
 struct GradientWorkspace {
     using Int = typename Lanes<T>::Int;
@@ -28,11 +34,12 @@ struct GradientWorkspace {
     T *keys, *features;                                  // [kMapKeys][dim]
     T *prob, *slope, *capped, *largest;                  // [kMapKeys][kRows]
     T* query_sum;                                        // [dim][kRows]
-    T *received, *mask_sum;                              // [kMapKeys], [kRows]
-    T *lse, *level, *null_term, *ones;                   // [kRows]
-    Int *position, *first_key;                           // [kRows]
-    int32_t* key_tags;                                   // [kMapKeys]
-    T* sums;                                             // of a task that has a key head alone
+    PairedMaps paired;
+    T *received, *mask_sum;             // [kMapKeys], [kRows]
+    T *lse, *level, *null_term, *ones;  // [kRows]
+    Int *position, *first_key;          // [kRows]
+    int32_t* key_tags;                  // [kMapKeys]
+    T* sums;                            // of a task that has a key head alone
     ArrivedRows<T> arrived;
 
     // `sums_room` is that of the sums.
@@ -71,6 +78,9 @@ struct GradientWorkspace {
         take(&capped, p.softcap != 0 ? kMapKeys * kRows : 0);
         take(&largest, (kMapKeys / Lanes<T>::kTileKeys + 1) * kRows);
         take(&query_sum, key_dim * kRows);
+        const int64_t pairs =
+            kHasPairs && sizeof(T) == 4 && p.query.dtype == DType::bfloat16 ? kMapKeys * kRows / 2 : 0;
+        for (uint32_t** map : {&paired.prob, &paired.slope, &paired.slope_of_keys}) take(map, pairs);
         take(&received, kMapKeys);
         take(&key_tags, kMapKeys);
         ArrivedRows<T>& a = arrived;

@@ -3,7 +3,7 @@
 
 #include "cpu/convert.h"
 #include "cpu/elementary.h"
-#include "cpu/tiles.h"
+#include "cpu/matrix_tiles.h"
 
 namespace attncap {
 namespace ATTNCAP_ISA {
@@ -14,7 +14,7 @@ struct SeenRange {
     using L = Lanes<T>;
     using Int = typename L::Int;
     Int low[kRows], high[kRows];
-    int64_t begin, end;          // keys that some row sees
+    int64_t begin, end;          // keys that some row sees, from a whole step of matrix registers on
     int64_t all_begin, all_end;  // keys that every row sees
     int64_t vector_low[kRows / L::kWidth], vector_high[kRows / L::kWidth];
 
@@ -33,6 +33,7 @@ struct SeenRange {
             if (first <= last) begin = std::min(begin, first), end = std::max(end, last + 1);
             all_begin = std::max(all_begin, first), all_end = std::min(all_end, last + 1);
         }
+        begin -= begin % MatrixTiles<T>::kStep;
         for (int64_t v = 0; v < kRows / L::kWidth; ++v) {
             const auto lanes = v * L::kWidth;
             vector_low[v] = *std::min_element(low + lanes, low + lanes + L::kWidth);

@@ -11,6 +11,8 @@ namespace attncap {
 namespace ATTNCAP_ISA {
 
 constexpr int64_t kNarrowRows = 4;
+// Keys whose exponentials meet their values at a time: a line each, far apart, in the first-level cache.
+constexpr int64_t kNarrowKeys = 128;
 
 // What is read is asked for this many keys before: hardware alone foresees too little of such short rows.
 constexpr int64_t kFetchAhead = 32;
@@ -55,17 +57,20 @@ template <class T, class Stored>
 void narrow_scores(const T* query, int64_t rows, const char* keys, int64_t stride, int64_t dim, int64_t count, T scale,
                    T* scores) {
     using L = Lanes<T>;
-    for (int64_t k = 0; k < count; ++k) {
-        for (int64_t row = 0; row < rows; row += L::kWidth) L::store(scores + k * kRows + row, L::all(T(-INFINITY)));
-    }
     with_constant<kNarrowRows>(int(rows), [&](auto some_rows) {
         constexpr int kSome = decltype(some_rows)::value;
         for (int64_t k = 0; k < count; k += L::kWidth) {
             const int64_t some = std::min<int64_t>(L::kWidth, count - k);
             T lanes[kSome][L::kWidth];
             dots<T, Stored, kSome>(query, keys + k * stride, stride, some - 1, dim, lanes);
-            for (int64_t i = 0; i < some; ++i) {
-                for (int row = 0; row < kSome; ++row) scores[(k + i) * kRows + row] = scale * lanes[row][i];
+            for (int first = 0; first < kSome; first += L::kWidth) {
+                typename L::V square[L::kWidth];
+                for (int i = 0; i < L::kWidth; ++i) {
+                    const bool there = first + i < kSome;
+                    square[i] = there ? L::all(scale) * L::load(lanes[there ? first + i : 0]) : L::all(T(-INFINITY));
+                }
+                L::transpose(square);
+                for (int64_t i = 0; i < some; ++i) L::store(scores + (k + i) * kRows + first, square[i]);
             }
         }
     });

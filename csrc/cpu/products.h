@@ -33,19 +33,16 @@ class Products {
     // Where the exponentials are wanted as pairs too; null where they are not.
     uint32_t* pairs() const { return scores_.pairs() ? reinterpret_cast<uint32_t*>(w_.paired_prob) : nullptr; }
 
-    // out = out * decay + exponentials^T values, and the same for the features.
-    void add_values(const T* exponentials, int64_t key0, int64_t key1, const T* decay) {
-        for (int64_t key = key0; key < key1; key += kConvertValues) {
-            const int64_t count = std::min(kConvertValues, key1 - key);
-            const T* here = exponentials + (key - key0) * kRows;
-            if (scores_.pairs()) {
-                add_paired_values(pairs() + (key - key0) / 2 * kRows, key, count, decay);
-            } else {
-                add_plain_values(here, key, count, decay);
-            }
-            if (p_.features > 0) add_features(here, key, count, decay);
-            decay = w_.ones;
+    // out = out * decay + exponentials^T values, and the same for the features, for at most kConvertValues keys.
+    void add_values(const T* exponentials, int64_t key0, int64_t count, const T* decay) {
+        if (!scores_.pairs()) {
+            add_plain_values(exponentials, key0, count, decay);
+        } else if constexpr (MatrixTiles<T>::kHere) {
+            add_turned_values(pairs(), key0, count, decay);
+        } else {
+            add_paired_values(pairs(), key0, count, decay);
         }
+        if (p_.features > 0) add_features(exponentials, key0, count, decay);
     }
 
   private:
@@ -91,28 +88,32 @@ class Products {
     // Values of two neighbouring keys in one word, as their exponentials are.
     void add_paired_values(const uint32_t* exponentials, int64_t key0, int64_t count, const T* decay) {
         if constexpr (kPairing) {
-            const int64_t words = (count + 1) / 2, dims = p_.value_dim, step = p_.value.stride[3] * 2;
+            const int64_t words = (count + 1) / 2, dims = p_.value_dim;
             auto* values = reinterpret_cast<uint32_t*>(w_.values);
-            for (int64_t pair = 0; pair < words; ++pair) {
-                const bool both = 2 * pair + 1 < count;
-                const char* above = values_.at(key0 + 2 * pair);
-                const char* below = both ? values_.at(key0 + 2 * pair + 1) : above;
-                pair_rows(above, below, step, dims, both, values + pair * dims);
-            }
+            pair_keys(values_, key0, count, dims, dims, values);
             accumulate_values<Pairs<T>>(exponentials, values, dims, words, dims, vectors_, decay, w_.out);
         }
     }
 
-    static void pair_rows(const char* first, const char* second, int64_t step, int64_t dims, bool both, uint32_t* out) {
-        const uint32_t keep = both ? 0xffff0000 : 0;
-        int64_t d = 0;
-        if constexpr (kPairing) {
-            for (; step == 2 && d + 2 * L::kWidth <= dims; d += 2 * L::kWidth) {
-                Pairs<T>::interleave(first + 2 * d, second + 2 * d, keep, out + d);
+    // The same on matrix registers; words up to a whole step become zero.
+    void add_turned_values(uint32_t* exponentials, int64_t key0, int64_t count, const T* decay) {
+        using Tiles = MatrixTiles<T>;
+        const int64_t steps = whole_steps<T>(count) / Tiles::kStep, width = whole_vectors<T>(p_.value_dim);
+        std::fill(exponentials + (count + 1) / 2 * kRows, exponentials + steps * Tiles::kSide * kRows, 0);
+        const uint32_t* values = w_.turned.read(t_, values_, key0, count, reinterpret_cast<uint32_t*>(w_.values));
+        if (decay != w_.ones) decay_out(decay);
+        constexpr int64_t kRowBytes = 4 * Tiles::kSide;
+        Tiles::multiply({reinterpret_cast<const char*>(values), kRowBytes, kRowBytes * width, kRowBytes * Tiles::kSide,
+                         exponentials, steps},
+                        width / Tiles::kSide, 0, vectors_, false, w_.out);
+    }
+
+    void decay_out(const T* decay) {
+        for (int64_t d = 0; d < p_.value_dim; ++d) {
+            for (int v = 0; v < vectors_; ++v) {
+                T* here = w_.out + d * kRows + v * L::kWidth;
+                L::store(here, L::load(here) * L::load(decay + v * L::kWidth));
             }
-        }
-        for (; d < dims; ++d) {
-            out[d] = read<uint16_t>(first + d * step) | ((uint32_t(read<uint16_t>(second + d * step)) << 16) & keep);
         }
     }
 };

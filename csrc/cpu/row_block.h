@@ -69,10 +69,15 @@ class RowBlock {
         pick_offsets(scores, key0, key1, p_.offsets, t_.lanes(), &s_);
         rescale(w_.block_max, vectors_, p_.tags, &s_);
         if (p_.received) std::copy(s_.shift, s_.shift + kRows, w_.block_shift + block * kRows);
-        exponentiate(p_, scores, key0, key1 - key0, vectors_, &s_, products_.pairs());
-        if (p_.received && narrow()) keep_narrow(scores, key0, key1);
+        const int64_t most = narrow() ? kNarrowKeys : kConvertValues;
+        for (int64_t key = key0; key < key1; key += most) {
+            const int64_t count = std::min(most, key1 - key);
+            T* here = scores + (key - key0) * kRows;
+            exponentiate(p_, here, key, count, vectors_, &s_, products_.pairs());
+            if (p_.received && narrow()) keep_narrow(here, key, key + count);
+            products_.add_values(here, key, count, key == key0 ? s_.decay : w_.ones);
+        }
         add_masses(scores, key0, key1);
-        products_.add_values(scores, key0, key1, s_.decay);
     }
 
     // Scores of keys key0 .. key1 - 1 as the softmax sees them: capped, biased, -inf where unseen; and the largest of

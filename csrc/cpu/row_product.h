@@ -2,7 +2,8 @@
 //
 //   tiles of T     keys as they lie where they are T with unit stride, converted a few at a time otherwise
 //   tiles of pairs bfloat16 tensors on processors that multiply bfloat16 pairs: twice the work an instruction, the
-//                  products as exact as in float
+//                  products as exact as in float but for numbers below all normal ones, which count as 0; on matrix
+//                  registers where it has those
 //   narrow rows    up to kNarrowRows lanes
 #pragma once
 
@@ -23,6 +24,8 @@ class KeyRows {
 
     const char* at(int64_t key) const { return array_.at(t_.sequence.batch, t_.key_head(), t_.sequence.key0 + key); }
     int64_t bytes() const { return array_.stride[2] * item_size(array_.dtype); }  // between two keys
+    int64_t step() const { return array_.stride[3] * item_size(array_.dtype); }   // between two of a key's numbers
+    int64_t dim() const { return dim_; }
 
     // `count` rows with unit stride: where they lie, or converted into `copy`.
     const T* read(int64_t key0, int64_t count, T* copy, int64_t* stride) const {
@@ -44,7 +47,7 @@ class KeyRows {
     const int64_t dim_;
 };
 
-// Where a product keeps what it reads; `dim` is rounded up to whole vectors in the first two.
+// Where a product keeps what it reads; `dim` is rounded up to whole vectors.
 template <class T>
 struct ProductMemory {
     T *packed, *staging, *converted;  // [dim][kRows], [kWidth][dim], [kConvertKeys][dim]
@@ -53,6 +56,7 @@ struct ProductMemory {
 template <class T>
 class RowProduct {
     using L = Lanes<T>;
+    using Tiles = MatrixTiles<T>;
     static constexpr bool kPairing = kHasPairs && sizeof(T) == 4;
 
   public:
@@ -68,7 +72,8 @@ class RowProduct {
           m_(memory),
           vectors_(int((task.lanes() + L::kWidth - 1) / L::kWidth)),
           narrow_(task.lanes() <= kNarrowRows),
-          pairs_(kPairing && !narrow_ && can_pair()) {}
+          pairs_(kPairing && !narrow_ && can_pair()),
+          use_(pairs_) {}
 
     bool pairs() const { return pairs_; }
 
@@ -86,15 +91,21 @@ class RowProduct {
     // scale * <row, key> of keys key0 .. key1 - 1; tiles of keys that no row of a vector sees are left at -inf.
     // `largest` gets each row's largest score of every tile of kTileKeys keys.
     void operator()(const SeenRange<T>& seen, int64_t key0, int64_t key1, T* scores, T* largest) {
-        if (narrow_) {
-            score_narrow(key0, key1, scores);
-            return tile_maxima(scores, 0, key1 - key0, key1 - key0, vectors_, largest);
-        }
         for (int64_t key = key0; key < key1; key += kConvertKeys) {
             const int64_t count = std::min(kConvertKeys, key1 - key);
             T* here = scores + (key - key0) * kRows;
             T* largest_here = largest + (key - key0) / L::kTileKeys * kRows;
-            if constexpr (kPairing) {
+            if (narrow_) {
+                score_narrow(key, count, here);
+                tile_maxima(here, 0, count, count, vectors_, largest_here);
+                continue;
+            }
+            if constexpr (Tiles::kHere) {
+                if (pairs_) {
+                    score_on_registers(seen, key, count, here, largest_here);
+                    continue;
+                }
+            } else if constexpr (kPairing) {
                 if (pairs_) {
                     score_seen<Pairs<T>>(seen, keys_.at(key), keys_.bytes(), dim_ / 2, key, count, here, largest_here);
                     continue;
@@ -116,6 +127,7 @@ class RowProduct {
     const ProductMemory<T> m_;
     const int vectors_;
     const bool narrow_, pairs_;
+    const typename Tiles::Use use_;
 
     bool can_pair() const {
         return rows_.dtype == DType::bfloat16 && dim_ % 2 == 0 && rows_.stride[3] == 1 && given_keys_.stride[3] == 1;
@@ -140,6 +152,7 @@ class RowProduct {
             for (int64_t i = 0; i < L::kWidth; ++i) {
                 const int64_t here = std::min(first + i, t_.lanes() - 1);
                 T* to = m_.staging + i * whole;
+                std::fill(to + words, to + whole, T(0));
                 if (own) {
                     std::memcpy(to, t_.at(rows_, here), size_t(bytes));
                 } else {
@@ -170,20 +183,52 @@ class RowProduct {
         }
     }
 
-    void score_narrow(int64_t key0, int64_t key1, T* scores) {
-        auto score = [&](auto stored, const char* keys, int64_t stride, int64_t count, T* here) {
-            narrow_scores<T, decltype(stored)>(m_.packed, t_.lanes(), keys, stride, dim_, count, scale_, here);
-        };
-        const bool in_place = as_stored<T>(given_keys_.dtype, given_keys_.stride[3], [&](auto stored) {
-            score(stored, keys_.at(key0), keys_.bytes(), key1 - key0, scores);
-        });
-        for (int64_t key = key0; !in_place && key < key1; key += kConvertKeys) {
-            const int64_t count = std::min(kConvertKeys, key1 - key);
-            int64_t stride;
-            const T* keys = keys_.read(key, count, m_.converted, &stride);
-            score(StoredOwn<T>{}, reinterpret_cast<const char*>(keys), stride * int64_t(sizeof(T)), count,
-                  scores + (key - key0) * kRows);
+    void score_on_registers(const SeenRange<T>& seen, int64_t key0, int64_t count, T* scores, T* largest) {
+        static_assert(kConvertKeys % Tiles::kSide == 0, "registers hold as many keys each");
+        alignas(64) T sums[kConvertKeys * kRows];
+        int first, last;
+        seen.active(key0, key0 + count, vectors_, &first, &last);
+        int64_t stride;
+        const char* keys = keys_in_steps(key0, count, &stride);
+        const auto* query = reinterpret_cast<const uint32_t*>(m_.packed);
+        Tiles::multiply({keys, stride, 2 * Tiles::kStep, stride * Tiles::kSide, query, steps()},
+                        (count + Tiles::kSide - 1) / Tiles::kSide, first, last, true, sums);
+        for (int64_t k = 0; k < count; k += L::kTileKeys) {
+            with_constant<L::kTileKeys>(int(std::min<int64_t>(L::kTileKeys, count - k)), [&](auto tile) {
+                scale_tile<T, decltype(tile)::value>(sums + k * kRows, first, last, vectors_, scale_,
+                                                     scores + k * kRows, largest + k / L::kTileKeys * kRows);
+            });
         }
+    }
+
+    int64_t steps() const { return (dim_ + Tiles::kStep - 1) / Tiles::kStep; }
+
+    // Keys as registers read them, `stride` bytes apart: where they lie, or with zeros after the last dim. Rows after
+    // the last, up to a whole register, hold anything.
+    const char* keys_in_steps(int64_t key0, int64_t count, int64_t* stride) const {
+        if (dim_ % Tiles::kStep == 0 && count % Tiles::kSide == 0) {
+            *stride = keys_.bytes();
+            return keys_.at(key0);
+        }
+        *stride = steps() * 2 * Tiles::kStep;
+        char* copy = reinterpret_cast<char*>(m_.converted);
+        for (int64_t k = 0; k < count; ++k) {
+            std::memcpy(copy + k * *stride, keys_.at(key0 + k), size_t(2 * dim_));
+            std::fill(copy + k * *stride + 2 * dim_, copy + (k + 1) * *stride, 0);
+        }
+        return copy;
+    }
+
+    void score_narrow(int64_t key0, int64_t count, T* scores) {
+        auto score = [&](auto stored, const char* keys, int64_t stride) {
+            narrow_scores<T, decltype(stored)>(m_.packed, t_.lanes(), keys, stride, dim_, count, scale_, scores);
+        };
+        const bool in_place = as_stored<T>(given_keys_.dtype, given_keys_.stride[3],
+                                           [&](auto stored) { score(stored, keys_.at(key0), keys_.bytes()); });
+        if (in_place) return;
+        int64_t stride;
+        const T* keys = keys_.read(key0, count, m_.converted, &stride);
+        score(StoredOwn<T>{}, reinterpret_cast<const char*>(keys), stride * int64_t(sizeof(T)));
     }
 };
 

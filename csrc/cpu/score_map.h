@@ -25,6 +25,7 @@ class ScoreMap {
 
     const SeenRange<T>& seen() const { return seen_; }
     int vectors() const { return vectors_; }
+    bool pairs() const { return product_.pairs(); }
 
     // Scores of at most kMapKeys keys to the workspace's prob; capped, before their bias, also to capped.
     void operator()(int64_t key0, int64_t key1) {

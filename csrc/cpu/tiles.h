@@ -17,8 +17,10 @@ namespace ATTNCAP_ISA {
 constexpr int64_t kRows = 64;
 
 // Keys between two rescalings: their scores stay in the second-level cache. Top-k selects the better the more there
-// are.
-#if defined(ATTNCAP_AVX512)
+// are. Whole tiles of keys fill a block.
+#if defined(ATTNCAP_AMX)
+constexpr int64_t kBlockBytes = 528 << 10;
+#elif defined(ATTNCAP_AVX512)
 constexpr int64_t kBlockBytes = 516 << 10;
 #else
 constexpr int64_t kBlockBytes = 144 << 10;
@@ -119,6 +121,24 @@ void tile_maxima(const T* scores, int64_t first, int64_t last, int64_t count, in
             for (int64_t k = key + 1; k < end; ++k) best = L::max(best, L::load(scores + k * kRows + v * L::kWidth));
             L::store(largest + key / L::kTileKeys * kRows + v * L::kWidth, best);
         }
+    }
+}
+
+// scores = sums * scale of `Keys` keys and vectors first .. last - 1 of rows, the others -inf; `largest` as above.
+template <class T, int Keys>
+void scale_tile(const T* sums, int first, int last, int vectors, T scale, T* scores, T* largest) {
+    using L = Lanes<T>;
+    for (int v = 0; v < vectors; ++v) {
+        const bool active = first <= v && v < last;
+        auto best = L::all(T(-INFINITY));
+#pragma GCC unroll 8
+        for (int k = 0; k < Keys; ++k) {
+            const int64_t at = k * kRows + v * L::kWidth;
+            const auto score = active ? L::load(sums + at) * L::all(scale) : L::all(T(-INFINITY));
+            L::store(scores + at, score);
+            best = L::max(best, score);
+        }
+        L::store(largest + v * L::kWidth, best);
     }
 }
 

@@ -3,13 +3,11 @@
 #pragma once
 
 #include "cpu/arena.h"
-#include "cpu/row_product.h"
+#include "cpu/paired_values.h"
 #include "cpu/softmax.h"
 
 namespace attncap {
 namespace ATTNCAP_ISA {
-
-constexpr int64_t kConvertValues = 576;  // values converted at a time
 
 template <class T>
 int64_t block_count(int64_t keys) {
@@ -23,6 +21,7 @@ struct Workspace {
     T *query, *keys, *values, *features, *scores, *out, *feature_out, *largest, *block_max, *block_shift, *kept,
         *narrow_kept;
     T *factor, *row, *ones, *staging, *paired_prob;
+    TurnedValues<T> turned;
     bool counted[kRows] = {}, all_counted = false;
     int32_t* key_tags;
     RowState<T> state;
@@ -69,12 +68,14 @@ struct Workspace {
         // Rounded up to whole vectors, so that square transposes need no edges.
         const int64_t key_dim = whole_vectors<T>(problem.key_dim), value_dim = whole_vectors<T>(problem.value_dim);
         take(&query, key_dim * kRows);
-        take(&paired_prob, kHasPairs && sizeof(T) == 4 ? (block_keys + 1) / 2 * kRows : 0);
+        take(&paired_prob,
+             kHasPairs && sizeof(T) == 4 ? whole_steps<T>(std::min(kConvertValues, block_keys)) / 2 * kRows : 0);
         take(&staging, std::max(key_dim, value_dim) * Lanes<T>::kWidth);
-        take(&keys, problem.key_dim * kConvertKeys);
-        take(&values, problem.value_dim * kConvertValues);
+        take(&keys, key_dim * kConvertKeys);
+        take(&values, value_dim * kConvertValues);
         take(&features, problem.features * kConvertValues);
         take(&scores, block_keys * kRows);
+        if (MatrixTiles<T>::kHere && problem.value.dtype == DType::bfloat16) turned.take(&arena_, most_keys, value_dim);
         take(&out, value_dim * kRows);
         take(&feature_out, problem.features * kRows);
         take(&largest, block_tiles * kRows);

@@ -57,6 +57,8 @@ class _Backward:
         return self
 
     def fill(self, gradients: Gradients) -> None:
+        if gradients.level is not None:
+            gradients.level.copy_(self.given.level)
         if gradients.query is not None:
             self._rows(gradients.query)
         value = None if self.given.out is None else gradients.value

@@ -2,6 +2,7 @@
 // line for each group of checks, which tests/test_lanes.py reads.
 #include "elementary.h"
 #include "lists.h"
+#include "matrix.h"
 #include "pairs.h"
 
 namespace attncap {
@@ -24,6 +25,7 @@ void check_type(const std::string& type) {
     check::group(type + ".scores", [] { check_score_tiles<Plain<T>>(1); });
     check::group(type + ".maxima", check_tile_maxima<T>);
     check::group(type + ".values", check_value_tiles<T>);
+    check::group(type + ".sums", [] { check_sums<Plain<T>>(1); });
     check::group(type + ".received", check_columns<T>);
     check::group(type + ".strided", check_strided<T>);
     check::group(type + ".narrow", [] { check_narrow_products<T, StoredOwn<T>>(kOwn<T>); });
@@ -40,6 +42,11 @@ inline void check_all() {
 #if defined(ATTNCAP_BF16)
     check::group("pairs", check_pairs);
     check::group("pairs.scores", [] { check_score_tiles<Pairs<float>>(2); });
+    check::group("pairs.sums", [] { check_sums<Pairs<float>>(2); });
+#endif
+#if defined(ATTNCAP_AMX)
+    check::group("matrix.products", check_matrix_products);
+    check::group("matrix.denormals", check_matrix_denormals);
 #endif
 }
 

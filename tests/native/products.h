@@ -36,22 +36,27 @@ void check_turned_in_and_out() {
     }
 }
 
+// Words of Step's that hold so many numbers each.
+template <class Step>
+std::vector<typename Step::Word> words_of(const std::vector<float>& numbers, int per_word) {
+    using Word = typename Step::Word;
+    std::vector<Word> words(numbers.size() / per_word);
+    for (size_t i = 0; i < words.size(); ++i) {
+        if (per_word == 1)
+            words[i] = Word(numbers[i]);
+        else
+            words[i] = Word(float_to_bfloat(numbers[2 * i]) | uint32_t(float_to_bfloat(numbers[2 * i + 1])) << 16);
+    }
+    return words;
+}
+
 // `word(key, d)` is what a key's word says, as numbers; `Step` multiplies the like.
 template <class Step>
 void check_score_tiles(int per_word) {
     using T = typename Step::T;
     using L = typename Step::L;
     using Word = typename Step::Word;
-    auto packed = [&](const std::vector<float>& numbers) {
-        std::vector<Word> words(numbers.size() / per_word);
-        for (size_t i = 0; i < words.size(); ++i) {
-            if (per_word == 1)
-                words[i] = Word(numbers[i]);
-            else
-                words[i] = Word(float_to_bfloat(numbers[2 * i]) | uint32_t(float_to_bfloat(numbers[2 * i + 1])) << 16);
-        }
-        return words;
-    };
+    const auto packed = [&](const std::vector<float>& numbers) { return words_of<Step>(numbers, per_word); };
     const int vectors = int(kRows / L::kWidth);
     for (int64_t words : {1, 2, 7, 16, 33}) {
         const auto queries = check::integers<float>(words * kRows * per_word);
