@@ -355,10 +355,19 @@ struct Pairs<float> {
     static L::V add_product(V a, V b, L::V sum) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
     // Each word: `first` rounded to bfloat16 below, `second` above.
     static void store_rounded(Word* p, L::V first, L::V second) {
+#if defined(ATTNCAP_AMX)
+        // Twice as quick on processors with AMX as their own conversion. Of two numbers that are as near this takes the
+        // one farther from 0 instead of the even one.
+        const __m512i half = _mm512_set1_epi32(0x8000);
+        const __m512i below = _mm512_srli_epi32(_mm512_add_epi32(L::bits(first), half), 16);
+        const __m512i above = _mm512_add_epi32(L::bits(second), half);
+        _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xaaaaaaaa, below, above));
+#else
         const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(second, first);
         __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         lanes = _mm512_or_si512(lanes, _mm512_slli_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(16)), 16));
         _mm512_storeu_si512(p, _mm512_permutexvar_epi16(lanes, halves));
+#endif
     }
     // 32 words: a bfloat16 of `first` below, one of `second` above as far as `keep` has its bits.
     static void interleave(const char* first, const char* second, uint32_t keep, Word* p) {
