@@ -14,7 +14,7 @@ struct Constants;
 
 template <>
 struct Constants<float> {
-    // exp(x) is taken as 0 below kExpMin, so that 2^n below stays a normal number.
+    // exp(x) is taken as 0 up to kExpMin, so that 2^n below stays a normal number.
     static constexpr float kExpMin = -87.0f;
     static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     static constexpr float kLn2High = 0.693359375f, kLn2Low = -0.00021219444005469058f;
@@ -69,10 +69,16 @@ inline typename Lanes<T>::V reduced_expm1(typename Lanes<T>::V x, typename Lanes
     return L::fma(r * r, polynomial<T>(C::kExp, r), r);
 }
 
-// Each x becomes exp(x), for 2 kExpMin <= x <= 0 and NaN; below kExpMin 0 or a number smaller than all normal ones.
+// Whether exp(x) is taken for other than 0.
+template <class T>
+inline typename Lanes<T>::M weighs(typename Lanes<T>::V x) {
+    return Lanes<T>::above(x, Lanes<T>::all(Constants<T>::kExpMin));
+}
+
+// Each x <= 0, or NaN, becomes exp(x) in lanes kept, which are those where it weighs, and 0 in the others.
 // The N evaluations go step by step side by side: one alone would wait for its own results most of the time.
 template <class T, int N>
-inline void exp_nonpositive(typename Lanes<T>::V (&x)[N]) {
+inline void exp_nonpositive(typename Lanes<T>::V (&x)[N], const typename Lanes<T>::M (&kept)[N]) {
     using L = Lanes<T>;
     using C = Constants<T>;
     if constexpr (L::kPowers > 0) {
@@ -90,15 +96,23 @@ inline void exp_nonpositive(typename Lanes<T>::V (&x)[N]) {
 #pragma GCC unroll 8
         for (int i = 0; i < N; ++i) y[i] = L::fma(r[i], y[i], L::all(1)) * r[i];
 #pragma GCC unroll 8
-        for (int i = 0; i < N; ++i) x[i] = L::times_power(y[i], n[i], L::bits(shifted[i]));
+        for (int i = 0; i < N; ++i) x[i] = L::times_power(y[i], n[i], L::bits(shifted[i]), kept[i]);
     } else {
 #pragma GCC unroll 8
         for (int i = 0; i < N; ++i) {
             typename L::V power;
             const auto y = reduced_expm1<T>(L::max(L::all(C::kExpMin), x[i]), &power);
-            x[i] = L::select(L::less(x[i], L::all(C::kExpMin)), L::all(0), L::fma(power, y, power));
+            x[i] = L::select(kept[i], L::fma(power, y, power), L::all(0));
         }
     }
+}
+
+template <class T, int N>
+inline void exp_nonpositive(typename Lanes<T>::V (&x)[N]) {
+    typename Lanes<T>::M kept[N];
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) kept[i] = weighs<T>(x[i]);
+    exp_nonpositive<T>(x, kept);
 }
 
 template <class T>

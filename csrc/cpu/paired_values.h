@@ -7,12 +7,7 @@
 namespace attncap {
 namespace ATTNCAP_ISA {
 
-// Keys whose exponentials meet their values at a time; on matrix registers pairs of them stay in the first-level cache.
-#if defined(ATTNCAP_AMX)
-constexpr int64_t kConvertValues = 192;
-#else
-constexpr int64_t kConvertValues = 576;
-#endif
+constexpr int64_t kConvertValues = 576;    // values converted, or turned, at a time
 constexpr int64_t kTurnedBytes = 4 << 20;  // of values that a thread keeps
 
 template <class T>

@@ -103,9 +103,13 @@ class Products {
         const uint32_t* values = w_.turned.read(t_, values_, key0, count, reinterpret_cast<uint32_t*>(w_.values));
         if (decay != w_.ones) decay_out(decay);
         constexpr int64_t kRowBytes = 4 * Tiles::kSide;
-        Tiles::multiply({reinterpret_cast<const char*>(values), kRowBytes, kRowBytes * width, kRowBytes * Tiles::kSide,
-                         exponentials, steps},
-                        width / Tiles::kSide, 0, vectors_, false, w_.out);
+        constexpr int64_t kTogether = 6;  // steps whose exponentials stay in the first-level cache
+        for (int64_t step = 0; step < steps; step += kTogether) {
+            const auto* turned = reinterpret_cast<const char*>(values + step * Tiles::kSide * width);
+            Tiles::multiply({turned, kRowBytes, kRowBytes * width, kRowBytes * Tiles::kSide,
+                             exponentials + step * Tiles::kSide * kRows, std::min(kTogether, steps - step)},
+                            width / Tiles::kSide, 0, vectors_, false, w_.out);
+        }
     }
 
     void decay_out(const T* decay) {

@@ -234,14 +234,12 @@ class RowBlock {
     }
 
     // [lanes] of keys to column n of a per-row statistic of int32; rows that do not count get -1.
-    void store_keys(const Array& array, int64_t n, const Int* keys) const {
+    void store_keys(const Array& array, int64_t n, Int* keys) const {
+        for (int64_t i = 0; !w_.all_counted && i < t_.lanes(); ++i) keys[i] = w_.counted[i] ? keys[i] : Int(-1);
         const int64_t step = array.stride[2] * item_size(array.dtype);
         for (int64_t i = 0; i < t_.lanes(); i += t_.rows) {
             char* to = t_.at(array, i, n);
-            for (int64_t row = 0; row < t_.rows; ++row) {
-                const auto key = w_.counted[i + row] ? int32_t(keys[i + row]) : -1;
-                std::memcpy(to + row * step, &key, sizeof key);
-            }
+            for (int64_t row = 0; row < t_.rows; ++row) write<int32_t>(to + row * step, int32_t(keys[i + row]));
         }
     }
 

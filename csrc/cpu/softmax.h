@@ -100,16 +100,18 @@ void exponentiate_column(const Column<T>& c, RowState<T>* s, int64_t r) {
     auto take = [&](int64_t k, auto some) {
         constexpr int kSome = decltype(some)::value;
         typename L::V t[kSome], p[kSome];
+        typename L::M kept[kSome];
 #pragma GCC unroll 8
-        for (int i = 0; i < kSome; ++i) t[i] = bounded_difference<T>(L::load(c.scores + (k + i) * kRows), c.shift);
-#pragma GCC unroll 8
-        for (int i = 0; i < kSome; ++i) p[i] = t[i];
-        exp_nonpositive<T>(p);
+        for (int i = 0; i < kSome; ++i) {
+            p[i] = t[i] = L::load(c.scores + (k + i) * kRows) - c.shift;
+            kept[i] = weighs<T>(t[i]);
+        }
+        exp_nonpositive<T>(p, kept);
 #pragma GCC unroll 8
         for (int i = 0; i < kSome; ++i) {
             L::store(c.scores + (k + i) * kRows, p[i]);
             mass = mass + p[i];
-            if constexpr (Entropy) weighted = L::fma(p[i], t[i], weighted);
+            if constexpr (Entropy) weighted = L::fma_kept(kept[i], p[i], t[i], weighted);
             if constexpr (Collision) squares = L::fma(p[i], p[i], squares);
             if constexpr (lie == Lie::kAside) moved = L::fma(p[i], L::all(c.apart[c.step * (k + i)]), moved);
             if constexpr (lie == Lie::kAmong) moved = L::fma(p[i], L::abs(c.base + L::all(T(k + i))), moved);

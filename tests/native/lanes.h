@@ -144,10 +144,12 @@ void check_compare() {
         const unsigned less = lanes_of<T>(L::less(L::load(a), L::load(b)));
         const unsigned less_equal = lanes_of<T>(L::less_equal(L::load(a), L::load(b)));
         const unsigned equal = lanes_of<T>(L::equal(L::load(a), L::load(b)));
+        const unsigned above = lanes_of<T>(L::above(L::load(a), L::load(b)));
         for (int i = 0; i < L::kWidth; ++i) {
             check::that(((less >> i) & 1) == unsigned(a[i] < b[i]), "less of", {a[i], b[i]});
             check::that(((less_equal >> i) & 1) == unsigned(a[i] <= b[i]), "less_equal of", {a[i], b[i]});
             check::that(((equal >> i) & 1) == unsigned(a[i] == b[i]), "equal of", {a[i], b[i]});
+            check::that(((above >> i) & 1) == unsigned(!(a[i] <= b[i])), "above of", {a[i], b[i]});
         }
     });
     using Int = typename L::Int;
@@ -167,7 +169,7 @@ void check_compare() {
 template <class T>
 void check_masks() {
     using L = Lanes<T>;
-    T a[L::kWidth], b[L::kWidth], chosen[L::kWidth];
+    T a[L::kWidth], b[L::kWidth], chosen[L::kWidth], fused[L::kWidth];
     typename L::Int whole[L::kWidth];
     for (int i = 0; i < L::kWidth; ++i) a[i] = T(i + 1), b[i] = T(-i - 1);
     b[L::kWidth - 1] = T(NAN), a[0] = T(INFINITY);
@@ -181,10 +183,12 @@ void check_masks() {
         check::that(lanes_of<T>(L::either(mask, mask_of<T>(other))) == (set | other), "either", {double(set)});
         L::store(chosen, L::select(mask, L::load(a), L::load(b)));
         L::store_int(whole, L::select_int(mask, L::all_int(7), L::all_int(-7)));
+        L::store(fused, L::fma_kept(mask, L::all(2), L::load(b), L::load(a)));
         for (int i = 0; i < L::kWidth; ++i) {
             const bool here = (set >> i) & 1;
             check::that(same(chosen[i], here ? a[i] : b[i]), "select by", {double(set)});
             check::that(whole[i] == (here ? 7 : -7), "select_int by", {double(set)});
+            check::that(same(fused[i], here ? 2 * b[i] + a[i] : a[i]), "fma_kept by", {double(set)});
         }
     }
 }
