@@ -24,7 +24,9 @@ struct Forward {
     static constexpr int ROWS = 64 * CONSUMERS, THREADS = 128 * (CONSUMERS + 1);
     // As many keys a tile as leave registers for the statistics (benchmarks/gate_cuda shows spills).
     static constexpr int KEYS = DIM == 256   ? (LEVEL == Level::everything ? 32 : 64)
-                                : DIM == 128 ? (LEVEL == Level::everything ? 64 : LEVEL == Level::plain ? 128 : 96)
+                                : DIM == 128 ? (LEVEL == Level::everything ? 64
+                                                : LEVEL == Level::plain    ? 128
+                                                                           : 96)
                                              : (LEVEL == Level::everything ? 96 : 128);
     static constexpr int STAGES = DIM == 64 || (DIM == 128 && KEYS < 128) ? 4 : 2;
     static constexpr int PANELS = DIM / 64;  // of 64 columns, the width of a swizzled row
