@@ -20,6 +20,18 @@ struct KeySums {
     T *key, *value, *features;
 };
 
+// Whether a loss depends on more than the output. What statistics give a score is as exact as they are: then nothing is
+// rounded for a product.
+inline bool has_statistics(const Upstream& upstream) {
+    for (const Array* array :
+         {&upstream.lse, &upstream.max_logit, &upstream.entropy, &upstream.collision, &upstream.sink_mass,
+          &upstream.diagonal_mass, &upstream.distance, &upstream.null_mass, &upstream.offset_mass, &upstream.tag_mass,
+          &upstream.feature_mass, &upstream.topk_prob, &upstream.received_mass}) {
+        if (array->given()) return true;
+    }
+    return false;
+}
+
 template <class T>
 class GradientBlock {
     using L = Lanes<T>;
@@ -40,7 +52,7 @@ class GradientBlock {
           key_width_(whole_vectors<T>(p_.key_dim)),
           value_width_(whole_vectors<T>(p_.value_dim)),
           feature_width_(whole_vectors<T>(p_.features)),
-          pairs_(map_.pairs() && (!u_.out.given() || slopes_.pairs())) {}
+          pairs_(map_.pairs() && slopes_.pairs() && !has_statistics(u_)) {}
 
     // Adds to the rows of dQ and of the mask's gradient, and to `sums`, what keys begin .. end - 1 give. The level and
     // first key of each row are in the workspace.

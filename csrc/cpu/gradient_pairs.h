@@ -1,6 +1,6 @@
-// The products of a backward that follow its maps, of bfloat16 tensors on processors that multiply pairs of these:
-// twice the work an instruction, or far more on matrix registers. Probabilities and derivatives by scores are rounded
-// for them, as exponentials are for the output; sums stay in float.
+// The products of a backward that follow its maps, of bfloat16 tensors whose loss depends on the output alone, on
+// processors that multiply pairs of these: twice the work an instruction, or far more on matrix registers.
+// Probabilities and derivatives by scores are rounded for them, as exponentials are for the output; sums stay in float.
 #pragma once
 
 #include "cpu/arrived.h"

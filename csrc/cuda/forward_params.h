@@ -13,6 +13,14 @@ constexpr int MOST_OFFSETS = 4;
 // What is summed while keys stream by; lse, max, sink and diagonal ride along at no cost and are always served.
 enum class Level { plain, entropy, topk, everything };
 
+// As many keys as leave registers for the statistics (benchmarks/gate_cuda shows spills).
+constexpr int tile_keys(int dim, Level level) {
+    const bool few = level == Level::everything;
+    if (dim == 256) return few ? 32 : 64;
+    if (dim == 128) return few ? 64 : level == Level::plain ? 128 : 96;
+    return few ? 96 : 128;
+}
+
 template <typename T_, int DIM_, Level LEVEL_, bool SOFTCAP_>
 struct Forward {
     using T = T_;
@@ -22,12 +30,7 @@ struct Forward {
 
     static constexpr int CONSUMERS = 2;  // warpgroups that each own 64 rows; one more loads
     static constexpr int ROWS = 64 * CONSUMERS, THREADS = 128 * (CONSUMERS + 1);
-    // As many keys a tile as leave registers for the statistics (benchmarks/gate_cuda shows spills).
-    static constexpr int KEYS = DIM == 256   ? (LEVEL == Level::everything ? 32 : 64)
-                                : DIM == 128 ? (LEVEL == Level::everything ? 64
-                                                : LEVEL == Level::plain    ? 128
-                                                                           : 96)
-                                             : (LEVEL == Level::everything ? 96 : 128);
+    static constexpr int KEYS = tile_keys(DIM, LEVEL);
     static constexpr int STAGES = DIM == 64 || (DIM == 128 && KEYS < 128) ? 4 : 2;
     static constexpr int PANELS = DIM / 64;  // of 64 columns, the width of a swizzled row
 
