@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 import attncap
 from attncap import HeadStats, StatSpec, attention, attention_varlen
 from tests.budget import assert_matches_float64
-from tests.cases import Case, Sizes, random_case
+from tests.cases import Case, Sizes, cuda_case
 
 HALF, BFLOAT = torch.float16, torch.bfloat16
 DIMS = (64, 128, 256)
@@ -25,7 +24,6 @@ SIZES = Sizes(
     heads_of_group=(1, 2),
     rows=(0, 1, 2, 63, 64, 65, 127, 128, 129),
     longest=160,
-    dims=DIMS,
 )
 
 pytestmark = pytest.mark.usefixtures("cuda_model")
@@ -39,19 +37,6 @@ def check(case: Case) -> tuple[Tensor, HeadStats]:
     return out, stats
 
 
-def served_case(seed: int, dtype: torch.dtype) -> Case:
-    """A random call, less what the kernels leave to others."""
-    case = random_case(seed, dtype=dtype, sizes=SIZES)
-    heads_last = random.Random(seed).random() < 0.5
-    value = torch.randn(*case.key.shape).to(dtype)
-    tensors = [tensor.contiguous() for tensor in (case.query, case.key, value)]
-    if heads_last:
-        tensors = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in tensors]
-    lacking = ("attn_mask", "query_tags", "key_tags", "key_features")
-    kwargs = {name: given for name, given in case.kwargs.items() if name not in lacking}
-    return Case(*tensors, case.spec, kwargs)
-
-
 def plain_case(
     rows: int, keys: int, spec: StatSpec, *, dim: int = 64, heads: int = 1, dtype: torch.dtype = HALF, **kwargs: Any
 ) -> Case:
@@ -63,7 +48,7 @@ def plain_case(
 @pytest.mark.parametrize("seed", range(48))
 def test_random_calls_match_the_reference(seed: int, cuda_model: ModuleType) -> None:
     cuda_model.set_seed(seed)
-    check(served_case(seed, HALF if seed % 2 else BFLOAT))
+    check(cuda_case(seed, dtype=HALF if seed % 2 else BFLOAT, sizes=SIZES))
 
 
 SPECS = [
