@@ -137,11 +137,15 @@ def make_plan(
     }
 
 
+PLAIN_ROWS = 512
+
+
 def _implementation(work: Work, dtype: torch.dtype) -> str:
     """What auto takes for a plain call of the model's layers, which decides the bits of the results."""
     config, heads = work.loaded.model.config, work.loaded.heads
     head_dim = getattr(config, "head_dim", None) or max(1, getattr(config, "hidden_size", heads) // heads)
-    tensor = torch.empty(1, 1, 1, head_dim, dtype=dtype, device=work.device)
+    # As many rows as documents have: kernels that are made for many leave few to others.
+    tensor = torch.empty(1, 1, PLAIN_ROWS, head_dim, dtype=dtype, device=work.device)
     return dispatch.choose("auto", tensor, tensor, tensor, work.spec, Extras())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from attncap import (
     attention_varlen,
     cuda,
     dispatch,
+    plan,
     qualification,
 )
 from attncap.validation import Extras
@@ -137,6 +138,13 @@ class TestAuto:
         assert attncap.last_impl() == "triton"
         attention(query, key, value)  # whose few rows Triton splits the keys for
         assert attncap.last_impl() == "triton"
+
+    def test_a_scan_is_planned_for_documents_and_not_for_single_tokens(self, monkeypatch):
+        runs = {"triton": {qualification.SPEED: {"64": 300.0}}, "cuda": {qualification.SPEED: {"64": 500.0}}}
+        monkeypatch.setattr(qualification, "qualified_run", lambda impl, _gpu: runs[impl])
+        model = SimpleNamespace(config=SimpleNamespace(head_dim=64))
+        work = SimpleNamespace(loaded=SimpleNamespace(model=model, heads=2), device="cpu", spec=StatSpec())
+        assert plan._implementation(work, torch.float16) == "cuda"
 
     @pytest.mark.filterwarnings("ignore:attncap takes kernels that are not qualified")
     def test_leaves_cuda_alone_where_it_is_not(self):

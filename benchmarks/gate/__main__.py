@@ -42,14 +42,7 @@ def main() -> int:
         _update(table)
     committed = budgets.load()
     broken = budgets.broken_rules(table)
-    wrong = [f"{name}: {why}" for name, why in broken.items() if name not in committed.known]
-    wrong += budgets.exceeded(table, committed.table)
-    for name, why in broken.items():
-        if name in committed.known:
-            print(f"known: {name}: {why}")
-    for line in wrong:
-        print(f"FAILED: {line}")
-    return bool(wrong)
+    return not budgets.passes(broken, budgets.exceeded(table, committed.table), committed.known)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -104,3 +105,15 @@ def exceeded(table: Table, committed: Table) -> list[str]:
                     f"{entry} {kernel}: {figures.per_element} instructions a score, budget {allowed.per_element}"
                 )
     return found
+
+
+def passes(broken: Mapping[str, str], exceeded: Sequence[str], known: Collection[str]) -> bool:
+    """Print what breaks a rule or exceeds a budget, and say whether all of it was known."""
+    wrong = [f"{name}: {why}" for name, why in broken.items() if name not in known]
+    wrong += exceeded
+    for name, why in broken.items():
+        if name in known:
+            print(f"known: {name}: {why}")
+    for line in wrong:
+        print(f"FAILED: {line}")
+    return not wrong
