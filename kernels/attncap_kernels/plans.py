@@ -81,7 +81,7 @@ HALF_ROWS_HEAVY = {pad: Tiles(16, 32, 4, 1) for pad in (16, 32, 64, 128)} | {256
 HALF_KEYS_HEAVY = {16: Tiles(32, 32, 4, 1), 32: Tiles(32, 32, 4, 1)} | {
     pad: Tiles(32, 32, 8, 1) for pad in (64, 128, 256)
 }
-LATER_REGISTERS = 128  # in passes that hold no output: two programs of 8 warps on a multiprocessor
+LATER_REGISTERS = 128  # in passes that hold no output: two programs of 8 warps, or four of 4, on a multiprocessor
 WIDE_BYTES = 512  # of a row that takes 8 warps, however few rows there are
 STEP_D = 32  # columns of a product of float32 at a time
 KEYS_WITH_MASK = 64  # masks and softcap take registers too
@@ -162,8 +162,10 @@ def backward_tiles(
 
 def selecting_tiles(tiles: Tiles, pad: int, dtype: torch.dtype) -> Tiles:
     """Tiles of the pass that orders lists of candidates: few rows, for a list is long."""
-    warps = 8 if pad == 256 or dtype == torch.float32 else 4
-    return Tiles(16, max(64, tiles.keys), warps, 1, LATER_REGISTERS)
+    keys = max(64, tiles.keys)
+    if dtype == torch.float32:
+        return Tiles(16, keys, 8, 1, LATER_REGISTERS)
+    return Tiles(16, keys, 4, 1, 168 if pad == 256 else LATER_REGISTERS)
 
 
 def parts_for(programs: int, keys: int, tiles: Tiles) -> int:
