@@ -78,7 +78,7 @@ FLOAT_BACKWARD = {
 # With statistics that take registers or loops for each key of a tile. A loop in a tile reads nothing ahead, so that
 # there is one stage.
 HALF_ROWS_HEAVY = {pad: Tiles(16, 32, 4, 1) for pad in (16, 32, 64, 128)} | {256: Tiles(16, 64, 8, 1)}
-HALF_KEYS_HEAVY = {16: Tiles(32, 32, 4, 1), 32: Tiles(32, 32, 4, 1)} | {
+HALF_KEYS_HEAVY = {16: Tiles(16, 32, 4, 1), 32: Tiles(16, 32, 4, 1)} | {
     pad: Tiles(32, 32, 8, 1) for pad in (64, 128, 256)
 }
 LATER_REGISTERS = 128  # in passes that hold no output: two programs of 8 warps, or four of 4, on a multiprocessor
