@@ -37,7 +37,8 @@ class Tiles:
 
 
 # By the larger of the padded head dims. A larger tile has fewer instructions for each score, until registers spill
-# (benchmarks/gate shows both). Hopper multiplies matrices without holding them in registers.
+# (benchmarks/gate shows both). Hopper multiplies matrices without holding them in registers. Generations are those of
+# `generation`: 0 is AMD's.
 HALF_ON_HOPPER = {
     16: Tiles(128, 128, 8, 3),
     32: Tiles(128, 128, 8, 3),
@@ -54,6 +55,7 @@ FLOAT = {
     128: Tiles(32, 32, 8, 2, 255),
     256: Tiles(16, 32, 8, 1, 255),
 }
+FLOAT_OF_GENERATION = {0: FLOAT | {64: Tiles(64, 32, 4, 2)}}
 # With tags or features, which take registers for each key of a tile.
 HALF_WITH_TAGS = {pad: Tiles(128, 32, 8, 3) for pad in (16, 32, 64, 128)} | {256: Tiles(32, 32, 8, 3)}
 FLOAT_WITH_TAGS = {16: Tiles(32, 32, 4, 2), 32: Tiles(32, 32, 4, 2), 64: Tiles(32, 32, 8, 2, 255)} | {
@@ -119,7 +121,7 @@ def tiles_for(
     precise, decoding = dtype == torch.float32, rows <= DECODING_ROWS
     wide = pad * dtype.itemsize >= WIDE_BYTES
     if precise:
-        tiles = (FLOAT_WITH_TAGS if tags else FLOAT)[pad]
+        tiles = (FLOAT_WITH_TAGS if tags else FLOAT_OF_GENERATION.get(generation(), FLOAT))[pad]
     else:
         tiles = (HALF_WITH_TAGS if tags else HALF_OF_GENERATION.get(generation(), HALF))[pad]
     if INTERPRETED:
