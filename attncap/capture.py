@@ -37,15 +37,14 @@ class Capture:
     """Captures the statistics of a model's attention heads; see `capture` for the arguments.
 
     Args:
-        watch: is shown every call that is recorded, with its tensors; what it keeps is its own affair.
+        watch: is shown every call that is recorded, with its tensors; what it keeps is its own affair. Dropout is
+            refused then: the out that is shown would not be the one that the model goes on with.
 
     Attributes:
-        takes_dropout: see `adapters.Sink`; a capture refuses dropout.
+        takes_dropout: see `adapters.Sink`.
         groups: names of the groups of the sequences of the next batches, one per sequence; None for one group "all".
         stats: module name -> HeadStats of its newest call (keep="last"), or the list of all of them (keep="all").
     """
-
-    takes_dropout = False
 
     def __init__(
         self,
@@ -87,6 +86,7 @@ class Capture:
         self._undo = ExitStack()
         self._lock = threading.Lock()  # several threads may run the model
         self._watcher = watch
+        self.takes_dropout = watch is None
         self.differentiable = differentiable
         self.importance = importance
         self._told: dict[str, set[str]] = {}  # what was known of a module's calls
@@ -330,6 +330,9 @@ def capture(
     a module together, every process counts all of them. ``cap.accumulator``, sent by
     ``to_bytes``, is put together by ``merge``. Modules have the names that they have without DDP's or FSDP's wrappers.
 
+    Attention with dropout stays the model's own in training mode: its outputs, gradients and random numbers are those
+    without a capture. Its statistics, those of the distribution before dropout, cost one more forward of the attention.
+
     While a model is trained a capture observes: the attention has its gradients, the statistics keep no graph, and rows
     that activation checkpointing computes once more are not counted twice. With it, run the backward inside the block.
 
@@ -358,7 +361,7 @@ def capture(
         importance: count the statistic ``importance`` too, from the backwards that run: of each head the mean over
             tokens of abs(<dloss/dout_i, out_i>), which is the absolute derivative by a gate of 1 on what the head
             gives at token i (Michel et al. 2019). Where reentrant checkpointing hides padding that the forward knew
-            of, the backward raises UnsupportedError.
+            of, the backward raises UnsupportedError, and an nn.MultiheadAttention with dropout the forward.
         differentiable: with `keep`, statistics in ``cap.stats`` carry gradients, so that a loss may contain them.
             Of activation checkpointing it takes what is not reentrant, where the checkpointed function is given the
             padding mask and there are no tags and features; the rest is refused by name, and so is a compiled graph.
@@ -369,7 +372,7 @@ def capture(
     Raises:
         TypeError, ValueError: an argument is not what it should be.
         UnsupportedError: the model's attention cannot be captured; the message says why. Also raised inside the
-            block for dropout.
+            block for dropout in a compiled graph.
         RuntimeError: the model is being captured already.
     """
     return Capture(

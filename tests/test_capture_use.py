@@ -338,16 +338,6 @@ def test_tags_while_decoding_say_that_they_cannot() -> None:
 # Refusals.
 
 
-def test_dropout_is_refused_by_name() -> None:
-    model = models.text_model("bert")
-    model.train()
-    message = r"dropout 0\.1 in training mode; call model\.eval\(\)"
-    with pytest.raises(UnsupportedError, match=message), attncap.capture(model):
-        output(model)
-    model.eval()
-    assert hooks(model) == 0
-
-
 def test_a_model_without_the_registry_is_refused_by_name() -> None:
     import transformers
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attncap
-from attncap import Alarm, AlarmError, AlarmWarning, Monitor, UnsupportedError
+from attncap import Alarm, AlarmError, AlarmWarning, Monitor
 from tests import models
 from tests.trainable import HEADS, SPEC, WIDTH, Net, batch, captured, scalars, scaled
 
@@ -159,123 +159,6 @@ def test_importance_comes_from_the_backwards_of_captured_steps() -> None:
             train_step(cap.model, batch(step))
     assert_holds(monitor, cap)
     assert float(monitor.tensors()["importance"].min()) > 0
-
-
-# Dropout.
-
-
-class Dropping(nn.Module):
-    """Attention with dropout by torch's function, or by torch's module."""
-
-    def __init__(self, kind: str, dropout: float = 0.3) -> None:
-        super().__init__()
-        self.kind, self.dropout = kind, dropout
-        self.inner = nn.Linear(WIDTH, WIDTH)
-        self.attention = nn.MultiheadAttention(WIDTH, HEADS, dropout=dropout, batch_first=True)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        if self.kind != "function":
-            return self.attention(hidden, hidden, hidden, need_weights=self.kind == "module with weights")[0]
-        heads = self.inner(hidden).unflatten(-1, (HEADS, -1)).transpose(1, 2)
-        out = nn.functional.scaled_dot_product_attention(
-            heads, heads, heads, is_causal=True, dropout_p=self.dropout if self.training else 0.0
-        )
-        return hidden + out.transpose(1, 2).flatten(2)
-
-
-def dropping_llama(dropout: float = 0.3) -> Any:
-    model: Any = models.text_model("llama").train()
-    for layer in model.model.layers:
-        layer.self_attn.attention_dropout = dropout
-    return model
-
-
-def trained_once(model: nn.Module, given: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """(output, gradients) of a step, with the random numbers of a seed."""
-    torch.manual_seed(3)
-    out = model(**given)
-    out = out if isinstance(out, Tensor) else out[0]
-    found = torch.autograd.grad(out.square().mean(), list(model.parameters()), allow_unused=True)
-    return out, [gradient for gradient in found if gradient is not None]
-
-
-@pytest.mark.parametrize("kind", ["function", "module", "module with weights", "llama"])
-def test_attention_with_dropout_is_the_models_own_and_its_statistics_those_before_dropout(kind: str) -> None:
-    model: Any = dropping_llama() if kind == "llama" else Dropping(kind)
-    given = models.tokens(2, 7, seed=1, padding="left") if kind == "llama" else {"hidden": batch(0)}
-    out, gradients = trained_once(model, given)
-    with Monitor(model, SPEC) as monitor:
-        watched, found = trained_once(model, given)
-        monitor.step()
-    torch.testing.assert_close(watched, out, rtol=0, atol=0)
-    torch.testing.assert_close(found, gradients, rtol=0, atol=0)
-    with torch.no_grad(), attncap.capture(dropping_llama(0.0) if kind == "llama" else model.eval(), SPEC) as cap:
-        cap.model(**given)
-    first = 0 if kind == "llama" else slice(None)  # what the second layer is given depends on the first one's dropout
-    tensors = monitor.tensors()
-    for stat in ("entropy", "sink_mass"):
-        torch.testing.assert_close(tensors[stat][first], cap.mean(stat)[first], atol=1e-6, rtol=1e-5)
-    assert monitor.layers == cap.layers
-
-
-@pytest.mark.parametrize("kind", ["function", "llama"])
-def test_importance_with_dropout_is_that_of_what_was_dropped(kind: str) -> None:
-    model: Any = dropping_llama() if kind == "llama" else Dropping(kind)
-    given = models.tokens(2, 7, seed=1) if kind == "llama" else {"hidden": batch(0)}
-    name = next(name for name, _ in model.named_modules() if name.endswith("self_attn")) if kind == "llama" else ""
-    gates: list[Tensor] = []
-    own = nn.functional.scaled_dot_product_attention
-
-    def gated(*args: Any, **kwargs: Any) -> Tensor:
-        out = own(*args, **kwargs)
-        gates.append(torch.ones(out.shape[:3], requires_grad=True))
-        return out * gates[-1][..., None]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.functional, "scaled_dot_product_attention", gated)
-        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", gated)
-        torch.manual_seed(3)
-        out = model(**given)
-        loss = (out if isinstance(out, Tensor) else out[0]).square().mean()
-        wanted = torch.stack([one.abs().mean((0, 2)) for one in torch.autograd.grad(loss, gates)]).double()
-    with Monitor(model, SPEC, importance=True) as monitor:
-        torch.manual_seed(3)
-        out = model(**given)
-        (out if isinstance(out, Tensor) else out[0]).square().mean().backward()
-        monitor.step()
-    torch.testing.assert_close(monitor.tensors()["importance"], wanted, atol=1e-9, rtol=1e-4)
-    assert monitor.layers[0].startswith(name)
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_dropout_under_activation_checkpointing(reentrant: bool) -> None:
-    model = dropping_llama()
-    given = models.tokens(2, 7, seed=1, padding="left")
-    with Monitor(model, SPEC, importance=True) as plain:
-        _, expected = trained_once(model, given)
-        plain.step()
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
-    with Monitor(model, SPEC, importance=True) as monitor:
-        torch.manual_seed(3)
-        model(**given)[0].square().mean().backward()
-        monitor.step()
-    found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(monitor.tensors(), plain.tensors(), atol=1e-9, rtol=1e-4)
-
-
-def test_dropout_that_cannot_be_watched_is_refused_by_name() -> None:
-    model = Dropping("module")
-    with (
-        pytest.raises(UnsupportedError, match=r"importance: attention has dropout 0\.3"),
-        Monitor(model, importance=True),
-    ):
-        model(batch(0))
-    torch._dynamo.reset()
-    graph = torch.compile(Dropping("function"), backend="eager", fullgraph=True)
-    with Monitor(graph, SPEC), pytest.raises(Exception, match=r"dropout: .* which is not watched in a compiled graph"):
-        graph(batch(0))
-    torch._dynamo.reset()
 
 
 # torch.compile.

@@ -434,18 +434,6 @@ def test_a_softmax_that_is_no_attention_is_not_named() -> None:
         model(seeded(18, 2, 5, WIDTH))
 
 
-def test_dropout_is_refused_by_name() -> None:
-    tokens = seeded(19, 2, 5, WIDTH)
-    dropping = nn.Sequential(Attention(dropout_p=0.1))
-    with pytest.raises(UnsupportedError, match=r"dropout: 0 has dropout 0\.1 .*model\.eval\(\)"):  # noqa: SIM117
-        with torch.no_grad(), attncap.capture(dropping):
-            dropping(tokens)
-    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 16, dropout=0.2, batch_first=True)
-    with pytest.raises(UnsupportedError, match=r"dropout: self_attn has dropout 0\.2 .*model\.eval\(\)"):  # noqa: SIM117
-        with torch.no_grad(), attncap.capture(layer):
-            layer(tokens)
-
-
 def test_nested_tensors_are_refused_by_name() -> None:
     layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 16, batch_first=True)
     model = nn.TransformerEncoder(layer, 1).eval()

@@ -21,12 +21,12 @@ from attncap.adapters.compiled import room_to_compile
 from attncap.adapters.fastpath import follow_padded_rows
 from attncap.adapters.frames import Frame, Frames, cached_keys, padding_of_rows
 from attncap.adapters.intercept import Interception
-from attncap.adapters.operator import number_of, observe, served
+from attncap.adapters.operator import gradients_of, number_of, observe, served
 from attncap.adapters.served import ServedCall, check_dropout, computed, fitting, tokens_of_mask
 from attncap.api import attention
 from attncap.layers import is_backward_running
 from attncap.mha import HeadsCall, multi_head_attention, weights_of
-from attncap.sdpa import attend_of_thread, recording, sdpa_by
+from attncap.sdpa import Attend, attend_of_thread, recording, sdpa_by
 from attncap.types import StatSpec, UnsupportedError
 
 _HAND_WRITTEN = "multiplies a softmax itself, where F.scaled_dot_product_attention would be seen"
@@ -173,15 +173,8 @@ class ModuleAdapter:
         given = {**dict(zip(_SDPA, args, strict=False)), **kwargs}
         if not self._drops(frame, given.get("dropout_p", 0.0)):
             return sdpa_by(self.attend, *args, **kwargs)
-        out, sink = original(*args, **kwargs), self._sink
-        assert sink is not None
-
-        def beside(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-            call = self._call(query, key, value, **options)
-            observe(self, call, sink, out, lambda rows: rows.reshape(query.shape[:3]))
-            return query.new_empty(*query.shape[:3], value.shape[-1])
-
-        sdpa_by(beside, **(given | {"dropout_p": 0.0}))
+        out = original(*args, **kwargs)
+        sdpa_by(self._beside(out), **(given | {"dropout_p": 0.0}))
         return out
 
     def serve_multi_head(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -208,11 +201,31 @@ class ModuleAdapter:
         """What torch's function gives, whose heads cannot be seen: they are computed once more beside it."""
         assert self._sink is not None
         if self._sink.importance:
-            raise UnsupportedError(f"importance: {frame.name} has dropout {given['dropout_p']} inside torch's function")
-        if not is_backward_running():
-            with torch.no_grad():
-                multi_head_attention(self._attend_heads, **{**given, "training": False})
-        return F.multi_head_attention_forward(**given)
+            raise UnsupportedError(
+                f"importance: {frame.name} has dropout {given['dropout_p']} inside torch's function, where its heads "
+                "cannot be seen; set it to 0, or capture without importance"
+            )
+        out, weights = F.multi_head_attention_forward(**given)
+        beside = self._beside(out)
+
+        def attend(call: HeadsCall) -> tuple[Tensor, None]:
+            masks: dict[str, Any] = {"attn_mask": call.attn_mask, "causal": call.causal, "key_mask": call.key_mask}
+            return beside(call.query, call.key, call.value, **masks, crosses=call.crosses), None
+
+        with gradients_of(self._sink):
+            multi_head_attention(attend, **{**given, "training": False})
+        return out, weights
+
+    def _beside(self, out: Tensor) -> Attend:
+        """Takes the statistics of a call whose `out` the model's own attention gave; gives no numbers."""
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+            assert self._sink is not None
+            call = self._call(query, key, value, **options)
+            observe(self, call, self._sink, out, lambda rows: rows.reshape(query.shape[:3]))
+            return query.new_empty(*query.shape[:3], value.shape[-1])
+
+        return attend
 
     def saw_other_attention(self, function: str) -> None:
         """See `intercept.Server`."""
