@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -17,6 +17,7 @@ from attncap.adapters.parallel import shard_of
 from attncap.adapters.served import ServedCall
 from attncap.annotations import Annotations, Annotator, FeatureFunction, TagFunction
 from attncap.display import SmallMap, maps_html
+from attncap.kept_stats import KEEP, KeptStats
 from attncap.layers import LastRows, Layers, LayerSelection, Steps, is_backward_running, module_of
 from attncap.moments import pick
 from attncap.types import HeadStats, StatSpec
@@ -25,7 +26,6 @@ from attncap.validation import check_spec
 Watcher = Callable[[str, ServedCall, Tensor, HeadStats], None]
 """Is given the name of the module, the call, its out (B, H, Q, E) and its statistics."""
 
-KEEP = ("summary", "last", "all")
 IMPORTANCE = "importance"
 
 # Root modules of the captures that are open, so that two on one model are refused.
@@ -64,14 +64,7 @@ class Capture:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-        if keep not in KEEP:
-            raise ValueError(f"keep: expected one of {', '.join(KEEP)}, got {keep!r}")
-        for name, flag in (("importance", importance), ("differentiable", differentiable)):
-            if not isinstance(flag, bool):
-                raise TypeError(f"{name}: expected a bool, got {type(flag).__name__} ({flag!r})")
-        if differentiable and (keep == "summary" or importance):
-            given = "importance=True" if importance else 'keep="summary"'
-            raise ValueError(f'differentiable: expected keep="last" or "all" and no importance, got {given}')
+        _check_flags(keep, importance=importance, differentiable=differentiable)
         self.model = model
         self.spec = check_spec(spec)
         self._phases = {PREFILL: Accumulator(histogram=histogram)}
@@ -389,31 +382,12 @@ def capture(
     )
 
 
-class KeptStats(Mapping[str, Any]):
-    """HeadStats by module name, as far as `keep` asks for them."""
-
-    def __init__(self, keep: str) -> None:
-        self._keep = keep
-        self._kept: dict[str, Any] = {}
-
-    def keep(self, module: str, stats: HeadStats) -> None:
-        """Take the statistics of one call."""
-        if self._keep == "last":
-            self._kept[module] = stats
-        elif self._keep == "all":
-            self._kept.setdefault(module, []).append(stats)
-
-    def __getitem__(self, module: str) -> Any:
-        if self._keep == "summary":
-            raise ValueError(
-                'stats: keep="summary" keeps no statistics of single calls; capture with keep="last" or keep="all"'
-            )
-        if module not in self._kept:
-            raise KeyError(f"{module!r} was not captured; captured: {', '.join(self._kept) or 'nothing yet'}")
-        return self._kept[module]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._kept)
-
-    def __len__(self) -> int:
-        return len(self._kept)
+def _check_flags(keep: str, *, importance: bool, differentiable: bool) -> None:
+    if keep not in KEEP:
+        raise ValueError(f"keep: expected one of {', '.join(KEEP)}, got {keep!r}")
+    for name, flag in (("importance", importance), ("differentiable", differentiable)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}: expected a bool, got {type(flag).__name__} ({flag!r})")
+    if differentiable and (keep == "summary" or importance):
+        given = "importance=True" if importance else 'keep="summary"'
+        raise ValueError(f'differentiable: expected keep="last" or "all" and no importance, got {given}')

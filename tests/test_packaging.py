@@ -33,12 +33,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("validation",),
     ("reference", "gradients", "native", "cpu", "cuda", "qualification", "annotations", "layers", "_C"),
     ("dispatch", "ops", "autograd"),
-    ("api", "sdpa", "mha", "nn"),
-    ("tags", "capture", "adapters", "accumulate", "accumulate_io", "histogram", "moments", "row_sums", "row_sums_cpu"),
+    ("heads_call", "api", "sdpa", "mha", "nn"),
+    ("accumulate", "accumulate_io", "histogram", "moments", "row_sums", "row_sums_cpu"),
+    ("tags", "capture", "kept_stats", "adapters"),
     ("monitor",),
     ("store", "workers", "team", "corpus", "corpus_readers", "models", "progress"),
     ("report", "scan", "plan", "shards", "encode", "tables", "options", "ledger", "analysis", "doctor"),
-    ("commands",),
+    ("commands", "arguments"),
     ("cli", "__main__"),
 )
 
