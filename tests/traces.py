@@ -1,4 +1,4 @@
-"""Everything that a capture could leave behind."""
+"""What a capture could leave behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def names_registered() -> set[str]:
 
 
 def traces(model: nn.Module) -> tuple[Any, ...]:
-    """Everything that a capture could leave behind."""
+    """Of a capture of plain modules."""
     hooks = [
         len(getattr(module, kind))
         for module in model.modules()
