@@ -39,7 +39,7 @@ inline typename Lanes<T>::V shift_of(typename Lanes<T>::V largest) {
 
 // The block's largest score of every row, from those of its tiles of keys; the top-k lists take the block in.
 template <class T>
-void scan_scores(const T* scores, const T* largest, int64_t key0, int64_t count, int vectors, RowState<T>* state,
+void scan_scores(const T* scores, T* largest, int64_t key0, int64_t count, int vectors, RowState<T>* state,
                  T* block_max) {
     using L = Lanes<T>;
     const int64_t tiles = (count + L::kTileKeys - 1) / L::kTileKeys;
@@ -49,8 +49,8 @@ void scan_scores(const T* scores, const T* largest, int64_t key0, int64_t count,
             best = L::max(best, L::load(largest + tile * kRows + v * L::kWidth));
         }
         L::store(block_max + v * L::kWidth, best);
-        if (state->top.k > 0) state->top.take_block(scores, largest, key0, count, v);
     }
+    if (state->top.k > 0) state->top.take_block(scores, largest, key0, count, vectors);
 }
 
 // Moves every sum to the new maximum; decay is the factor that the output rows still need.
