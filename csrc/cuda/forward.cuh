@@ -140,13 +140,12 @@ struct Consumer {
   private:
     ATTNCAP_DEVICE void attend_all(float (&acc)[C::DIM / 2], Rows<C>& rows, TopK<C>& candidates, const Block& block,
                                    const Walk& tiles) {
-        const char* query = shared.query + warpgroup * 64 * 128;
         float s[C::KEYS / 2], factor[2];
         uint32_t weights[C::KEYS / 16][4];
         wait(shared.key_full, tiles_done);
         device::pin(s);
         device::multiply_fence();
-        ask_scores<C>(s, query, shared.key[slot(tiles_done)]);
+        ask_scores<C>(s, query(), shared.key[slot(tiles_done)]);
         device::multiply_wait<0>();
         device::pin(s);
         release(shared.key_empty, tiles_done);
@@ -159,7 +158,7 @@ struct Consumer {
             turns.wait();
             pin_all(acc, s, weights);
             device::multiply_fence();
-            ask_scores<C>(s, query, shared.key[slot(tiles_done + 1)]);
+            ask_scores<C>(s, query(), shared.key[slot(tiles_done + 1)]);
             wait(shared.value_full, tiles_done);
             device::multiply_fence();
             ask_values<C>(acc, weights, shared.value[slot(tiles_done)]);
@@ -191,6 +190,9 @@ struct Consumer {
         device::pin(s);
         for (auto& fragment : weights) device::pin(fragment);
     }
+
+    // The warpgroup's 64 rows of each panel.
+    ATTNCAP_DEVICE const char* query() const { return shared.query + found_again<C>(warpgroup) * 64 * 128; }
 
     static ATTNCAP_DEVICE int slot(int number) { return Ring<C::STAGES>::slot(number); }
 
@@ -229,7 +231,7 @@ struct Consumer {
 };
 
 template <typename C>
-ATTNCAP_DEVICE void run_block(const ForwardParams& params) {
+ATTNCAP_DEVICE void run_cta(const ForwardParams& params) {
     auto& shared = *device::shared_memory<SharedTiles<C>>();
     if (device::thread() == 0) init_barriers(shared);
     device::sync_block();
@@ -246,7 +248,7 @@ ATTNCAP_DEVICE void run_block(const ForwardParams& params) {
 template <typename C>
 ATTNCAP_KERNEL(C::THREADS, 1)
 attention_forward(ATTNCAP_PARAM ForwardParams params) {
-    if constexpr (device::kHopper) run_block<C>(params);
+    if constexpr (device::kHopper) run_cta<C>(params);
 }
 
 }  // namespace attncap
