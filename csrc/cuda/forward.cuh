@@ -29,7 +29,7 @@ struct Turns {
 template <typename C>
 ATTNCAP_DEVICE void ask_scores(float (&s)[C::KEYS / 2], const char* query, const char* key) {
     using Shared = SharedTiles<C>;
-    const uint64_t rows = device::k_major(query), keys = device::k_major(key);
+    const uint64_t rows = found_again<C>(device::k_major(query)), keys = device::k_major(key);
     ATTNCAP_UNROLL
     for (int step = 0; step < C::DIM / 16; ++step) {
         const int panel = step / 4, within = step % 4 * 32;
@@ -140,12 +140,13 @@ struct Consumer {
   private:
     ATTNCAP_DEVICE void attend_all(float (&acc)[C::DIM / 2], Rows<C>& rows, TopK<C>& candidates, const Block& block,
                                    const Walk& tiles) {
+        const char* query = shared.query + warpgroup * 64 * 128;
         float s[C::KEYS / 2], factor[2];
         uint32_t weights[C::KEYS / 16][4];
         wait(shared.key_full, tiles_done);
         device::pin(s);
         device::multiply_fence();
-        ask_scores<C>(s, query(), shared.key[slot(tiles_done)]);
+        ask_scores<C>(s, query, shared.key[slot(tiles_done)]);
         device::multiply_wait<0>();
         device::pin(s);
         release(shared.key_empty, tiles_done);
@@ -158,7 +159,7 @@ struct Consumer {
             turns.wait();
             pin_all(acc, s, weights);
             device::multiply_fence();
-            ask_scores<C>(s, query(), shared.key[slot(tiles_done + 1)]);
+            ask_scores<C>(s, query, shared.key[slot(tiles_done + 1)]);
             wait(shared.value_full, tiles_done);
             device::multiply_fence();
             ask_values<C>(acc, weights, shared.value[slot(tiles_done)]);
@@ -190,9 +191,6 @@ struct Consumer {
         device::pin(s);
         for (auto& fragment : weights) device::pin(fragment);
     }
-
-    // The warpgroup's 64 rows of each panel.
-    ATTNCAP_DEVICE const char* query() const { return shared.query + found_again<C>(warpgroup) * 64 * 128; }
 
     static ATTNCAP_DEVICE int slot(int number) { return Ring<C::STAGES>::slot(number); }
 

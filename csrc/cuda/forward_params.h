@@ -32,10 +32,10 @@ struct Forward {
     static constexpr int ROWS = 64 * CONSUMERS, THREADS = 128 * (CONSUMERS + 1);
     static constexpr int KEYS = tile_keys(DIM, LEVEL);
     static constexpr int STAGES = DIM == 64 || (DIM == 128 && KEYS < 128) ? 4 : 2;
-    static constexpr int PANELS = DIM / 64;     // of 64 columns, the width of a swizzled row
-    static constexpr bool SCARCE = DIM == 256;  // registers, of which the output takes more than half
+    static constexpr int PANELS = DIM / 64;  // of 64 columns, the width of a swizzled row
 
     static constexpr bool ENTROPY = LEVEL != Level::plain;
+    static constexpr bool SCARCE = DIM == 256 && ENTROPY;  // registers, of which the output takes more than half
     static constexpr bool EVERYTHING = LEVEL == Level::everything;  // collision, distance, offsets, top-k up to 64
     static constexpr bool TOPK = LEVEL == Level::topk || EVERYTHING;
     static constexpr int FEW = 2;  // scores of a row that a thread keeps, which bound a top 4 * FEW

@@ -94,6 +94,11 @@ ATTNCAP_DEVICE int again(int number) {
     return number;
 }
 
+ATTNCAP_DEVICE uint64_t again(uint64_t number) {
+    asm volatile("" : "+l"(number));
+    return number;
+}
+
 // Keeps the compiler from moving the registers' reads and writes over what stands here.
 template <int N>
 ATTNCAP_DEVICE void pin(float (&registers)[N]) {

@@ -106,7 +106,10 @@ void release_registers() {
     model::Cta::current().registers.release(N);
 }
 
-inline int again(int number) { return number; }
+template <typename N>
+N again(N number) {
+    return number;
+}
 
 template <int N>
 void pin(float (&)[N]) {}
