@@ -51,7 +51,8 @@ def _linked(folder: Path) -> Path:
 
     includes = [ROOT / "csrc", NATIVE, pybind11.get_include(), sysconfig.get_paths()["include"]]
     compiling = [*programs.compiler(), *FLAGS, *(f"-I{include}" for include in includes)]
-    objects = {folder / f"{source.name}.o": source for source in (NATIVE / f"{NAME}.cpp", *_kernels())}
+    sources = [NATIVE / f"{NAME}.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
+    objects = {folder / f"{source.name}.o": source for source in sources}
 
     def compile_object(made: Path) -> None:
         command = [*compiling, "-x", "c++", "-c", str(objects[made]), "-o", str(made)]
@@ -65,10 +66,6 @@ def _linked(folder: Path) -> Path:
         library.unlink(missing_ok=True)  # a process may have it open, whose pages must stay as they are
         subprocess.run([*programs.compiler(), "-shared", *map(str, objects), "-o", str(library)], check=True)
     return library
-
-
-def _kernels() -> list[Path]:
-    return sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 
 
 def install(native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
