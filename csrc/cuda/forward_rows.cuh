@@ -10,7 +10,13 @@
 
 namespace attncap {
 
-ATTNCAP_DEVICE int lane() { return device::thread() % 32; }
+ATTNCAP_DEVICE int lane(int thread = device::thread()) { return thread % 32; }
+
+// A number from which others are computed anew wherever they are wanted, if registers are scarce.
+template <typename C, typename N>
+ATTNCAP_DEVICE N found_again(N number) {
+    return C::SCARCE ? device::again(number) : number;
+}
 
 template <typename C>
 struct Rows {
@@ -26,10 +32,10 @@ struct Rows {
     static ATTNCAP_INLINE constexpr int column(int c) { return 8 * (c / 2) + c % 2; }
 
     // The key of a thread's first column in a tile that starts at `start`.
-    static ATTNCAP_DEVICE int first_key(int start) { return start + 2 * (lane() % 4); }
+    static ATTNCAP_DEVICE int first_key(int start) { return start + 2 * (lane(thread()) % 4); }
 
     // Of the first of the two; the other is 8 further. Within the block, and where it stands.
-    static ATTNCAP_DEVICE int first_row() { return 16 * (device::thread() / 32 - 4) + lane() / 4; }
+    static ATTNCAP_DEVICE int first_row() { return 16 * (thread() / 32 - 4) + lane(thread()) / 4; }
     static ATTNCAP_DEVICE int position(const Block& block) { return block.first_position() + first_row(); }
 
     ATTNCAP_DEVICE void begin(float hidden) {
@@ -40,6 +46,10 @@ struct Rows {
             for (int i = 0; i < MOST_OFFSETS; ++i) offset_x[r][i] = peak[r];
         }
     }
+
+  private:
+    // The distance wants it for every tile.
+    static ATTNCAP_DEVICE int thread() { return C::EVERYTHING ? device::thread() : found_again<C>(device::thread()); }
 };
 
 // The largest or the sum over a quad, by the same tree in each of its lanes.
