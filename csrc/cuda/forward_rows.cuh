@@ -75,7 +75,7 @@ ATTNCAP_DEVICE void cap_scores(float (&s)[N], const ForwardParams& params) {
 }
 
 // Columns of one row within a tile from `low` to `high`, counted from the thread's first.
-struct Band {
+struct Columns {
     int low, high;
 
     ATTNCAP_DEVICE bool holds(int column) const { return column >= low && column <= high; }
@@ -89,7 +89,7 @@ ATTNCAP_DEVICE void hide_unseen(float (&s)[C::KEYS / 2], const Rows<C>& rows, co
     ATTNCAP_UNROLL
     for (int r = 0; r < 2; ++r) {
         const int position = rows.position(block) + 8 * r, last = position + params.right;
-        const Band seen = {position - params.left - key, (last < block.keys ? last : block.keys - 1) - key};
+        const Columns seen = {position - params.left - key, (last < block.keys ? last : block.keys - 1) - key};
         ATTNCAP_UNROLL
         for (int c = 0; c < Rows<C>::COLUMNS; ++c)
             if (!seen.holds(Rows<C>::column(c))) s[Rows<C>::place(r, c)] = params.hidden;
@@ -130,7 +130,7 @@ ATTNCAP_DEVICE float add_to_sums(float (&s)[C::KEYS / 2], Rows<C>& rows, int r, 
 }
 
 template <typename C>
-ATTNCAP_DEVICE float mass_of_band(const float (&s)[C::KEYS / 2], int r, const Band& band) {
+ATTNCAP_DEVICE float mass_of_band(const float (&s)[C::KEYS / 2], int r, const Columns& band) {
     float mass = 0.0f;
     ATTNCAP_UNROLL
     for (int c = 0; c < Rows<C>::COLUMNS; ++c) mass += band.holds(Rows<C>::column(c)) ? s[Rows<C>::place(r, c)] : 0.0f;
