@@ -15,7 +15,7 @@ from attncap.analysis.of_run import NAMES as ANALYSIS_NAMES
 from attncap.claims import find_place
 from attncap.corpus import CorpusOptions
 from attncap.models import BUILTIN_MINILM, DTYPES
-from attncap.options import ScanOptions
+from attncap.options import ScanOptions, check_keep
 from attncap.plan import DEFAULT_TAGS, TAG_NAMES
 from attncap.progress import plural, progress_for, signals_interrupt
 from attncap.scan import DEFAULT_SPEC, scan
@@ -170,6 +170,7 @@ def scan_command(
             tensor_parallel=tensor_parallel,
             model=dict(_model_option(option) for option in model_option or ()),
         )
+        check_keep(options, corpus_options)
     except UsageError:
         raise
     except (TypeError, ValueError) as error:
@@ -232,7 +233,7 @@ def analyse_command(
 
     The same command again goes on after the last analysis that was finished.
     """
-    names = None if only is None else _listed(only)
+    names = None if only is None else _names("--only", only)
     for name in names or ():
         if name not in ANALYSIS_NAMES:
             raise UsageError(f"--only: expected names out of {', '.join(ANALYSIS_NAMES)}, got {name!r}")
@@ -262,7 +263,7 @@ def compare_command(
     stat: Annotated[str | None, typer.Option(help="Statistics, with commas between; default: all.")] = None,
     permutations: Annotated[int, typer.Option(help="How often documents are exchanged.", min=1)] = 2000,
     level: Annotated[float, typer.Option(help="Heads are shown whose corrected p is at most this.")] = 0.05,
-    seed: Annotated[int, typer.Option(help="Of the exchanges.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the exchanges.", min=0)] = 0,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write all heads there: .parquet or .csv.")
     ] = None,
@@ -274,13 +275,11 @@ def compare_command(
     from attncap.analysis.compare import compare
     from attncap.report.comparison import print_comparison, write_comparison
 
-    groups = [None, None] if group is None else (_listed(group) * 2)[:2]
-    stats = None if stat is None else _listed(stat)
+    group_a, group_b = (None, None) if group is None else _groups(group)
+    stats = None if stat is None else _names("--stat", stat)
     if output is not None and output.suffix not in (".parquet", ".csv"):
         raise UsageError(f"--output: expected a file that ends in .parquet or .csv, got {output}")
-    found = compare(
-        run_a, run_b, group_a=groups[0], group_b=groups[1], stats=stats, permutations=permutations, seed=seed
-    )
+    found = compare(run_a, run_b, group_a=group_a, group_b=group_b, stats=stats, permutations=permutations, seed=seed)
     print_comparison(found, level)
     if output is not None:
         write_comparison(found, output)
@@ -380,6 +379,20 @@ def _offsets(text: str) -> tuple[int, ...]:
 
 def _listed(text: str) -> list[str]:
     return [] if text == "off" else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _names(option: str, text: str) -> list[str]:
+    found = _listed(text)
+    if not found:
+        raise UsageError(f"{option}: expected names with commas between, got {text!r}")
+    return found
+
+
+def _groups(text: str) -> tuple[str, str]:
+    names = [part.strip() for part in text.split(",")]
+    if len(names) > 2 or not all(names):
+        raise UsageError(f"--group: expected X, or X,Y for group X of A and group Y of B, got {text!r}")
+    return names[0], names[-1]
 
 
 def _integer(option: str, text: str) -> int:

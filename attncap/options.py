@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from attncap.corpus import CorpusOptions
 from attncap.models import DTYPES
 from attncap.plan import TAG_NAMES
-from attncap.tables import KINDS
+from attncap.tables import KINDS, ROWS
 
 _LEAST = {"max_tokens": 3, "batch_tokens": 1, "workers": 1, "shard_characters": 1, "tensor_parallel": 1}
 _PLANS = ("tp_plan", "tp_size", "distributed_config", "device_mesh")
@@ -63,3 +64,9 @@ class ScanOptions:
         for name in _PLANS:
             if name in self.model:
                 raise ValueError(f"model_option: give --tensor-parallel, a number of processes, instead of {name}")
+
+
+def check_keep(options: ScanOptions, corpus_options: CorpusOptions) -> None:
+    """Refuse a table of rows without a limit of documents."""
+    if ROWS in options.keep and corpus_options.limit is None:
+        raise ValueError("keep: rows is for single examples, so it needs a limit of documents as well")

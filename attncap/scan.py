@@ -28,13 +28,13 @@ from attncap.corpus import Corpus, CorpusError, CorpusOptions, ShardSize, Survey
 from attncap.extras import require
 from attncap.ledger import Ledger, Merged, PartDamagedError
 from attncap.models import LoadedModel, ModelError, choose_device, load_model
-from attncap.options import ScanOptions
+from attncap.options import ScanOptions, check_keep
 from attncap.parts import Part
 from attncap.plan import check_capturable, differences, identity, make_plan, names_another, tag_functions
 from attncap.progress import Progress, plural
 from attncap.shards import ShardResult, Work, follow, one_thread_per_operator, run_shards
 from attncap.store import Run, RunDamagedError, RunError, RunFolder, RunMismatchError, read_run
-from attncap.tables import ROWS, estimated_bytes, write_table
+from attncap.tables import estimated_bytes, write_table
 from attncap.team import BEGIN, Team
 from attncap.types import AttncapError, StatSpec
 from attncap.workers import WorkerNote
@@ -90,8 +90,7 @@ def scan(
     progress = progress or Progress()
     folder.check_usable()
     require("pyarrow", "scan")  # rather now than after the work
-    if ROWS in options.keep and corpus_options.limit is None:
-        raise ValueError("keep: rows is for single examples, so it needs a limit of documents as well")
+    check_keep(options, corpus_options)
     documents = Corpus(corpus, corpus_options)
     place = find_place()
     device = choose_device(options.device, place.local_rank)

@@ -153,6 +153,10 @@ def test_without_tables_of_documents_there_are_effects_and_no_tests() -> None:
         (["both", "other", "--group", "x"], "has no group 'x'; there is c, t"),
         (["plain", "plain", "--group", "c,x"], "has no group 'x'; there is c, t"),
         (["both", "other", "--stat", "colour"], "'colour' is not in both runs"),
+        (["both", "other", "--stat", "off"], "--stat: expected names"),
+        (["both", "both", "--group", "c,t,x"], "--group: expected X, or X,Y"),
+        (["both", "both", "--group", ","], "--group: expected X, or X,Y"),
+        (["both", "both", "--group", "c,t", "--seed", "-1"], "--seed"),
         (["both", "nowhere"], "no run of attncap"),
         (["both", "other", "-o", "heads.txt"], "--output: expected a file that ends in .parquet or .csv"),
     ],
@@ -172,7 +176,7 @@ def test_models_of_another_shape_are_refused(tmp_path: Path, runs: Path) -> None
         compare("both", tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["heads.csv", "heads.parquet"])
+@pytest.mark.parametrize("name", ["heads.csv", "new/heads.parquet"])
 def test_the_command_shows_and_writes_what_was_found(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
