@@ -69,8 +69,10 @@ def _refuse_vmap(*_: Any) -> Any:
     raise UnsupportedError("attncap's attention has a batch of its own, in the place of torch.func.vmap")
 
 
-def _refuse_forward_mode(*_: Any) -> Any:
-    raise UnsupportedError("attncap's attention has no forward mode (torch.func.jvp), which impl='reference' alone knows")
+def _refuse_forward_mode(ctx: Any, *tangents: Any) -> Any:
+    raise UnsupportedError(
+        "attncap's attention has no forward mode (torch.func.jvp), which impl='reference' alone knows"
+    )
 
 
 def _in_transform() -> bool:

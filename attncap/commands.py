@@ -15,7 +15,7 @@ from attncap.analysis.of_run import NAMES as ANALYSIS_NAMES
 from attncap.claims import find_place
 from attncap.corpus import CorpusOptions
 from attncap.models import BUILTIN_MINILM, DTYPES
-from attncap.options import ScanOptions, check_keep
+from attncap.options import ScanOptions, check_arguments
 from attncap.plan import DEFAULT_TAGS, TAG_NAMES
 from attncap.progress import plural, progress_for, signals_interrupt
 from attncap.scan import DEFAULT_SPEC, scan
@@ -170,7 +170,7 @@ def scan_command(
             tensor_parallel=tensor_parallel,
             model=dict(_model_option(option) for option in model_option or ()),
         )
-        check_keep(options, corpus_options)
+        check_arguments(spec, corpus_options, options)
     except UsageError:
         raise
     except (TypeError, ValueError) as error:

@@ -13,6 +13,7 @@ import errno
 import functools
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,8 +28,8 @@ from attncap.claims import Claims, find_place
 from attncap.corpus import Corpus, CorpusError, CorpusOptions, ShardSize, Survey
 from attncap.extras import require
 from attncap.ledger import Ledger, Merged, PartDamagedError
-from attncap.models import LoadedModel, ModelError, choose_device, load_model
-from attncap.options import ScanOptions, check_keep
+from attncap.models import LoadedModel, ModelError, checked_name, choose_device, load_model
+from attncap.options import ScanOptions, check_arguments
 from attncap.parts import Part
 from attncap.plan import check_capturable, differences, identity, make_plan, names_another, tag_functions
 from attncap.progress import Progress, plural
@@ -62,7 +63,7 @@ DEFAULT_OPTIONS = ScanOptions()
 
 
 def scan(
-    model: str,
+    model: str | os.PathLike[str],
     corpus: Sequence[str],
     output: str | Path,
     *,
@@ -80,17 +81,19 @@ def scan(
         spec: which statistics.
 
     Raises:
+        TypeError, ValueError: an argument is not what it should be.
         CorpusError, ModelError: the input cannot be read.
         RunMismatchError: the folder holds another run, or no run at all.
         RunError: the folder is in use, or the disk is full; the same call goes on where it stopped.
         ScanError: the model failed on the corpus.
         MissingExtraError: an optional package is missing.
     """
+    model = checked_name(model)
+    check_arguments(spec, corpus_options, options)
     folder = RunFolder(Path(output))
     progress = progress or Progress()
     folder.check_usable()
     require("pyarrow", "scan")  # rather now than after the work
-    check_keep(options, corpus_options)
     documents = Corpus(corpus, corpus_options)
     place = find_place()
     device = choose_device(options.device, place.local_rank)
