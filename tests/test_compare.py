@@ -168,6 +168,11 @@ def test_what_cannot_be_compared_is_refused(
     assert message in capsys.readouterr().err
 
 
+def test_a_string_is_no_list_of_statistics() -> None:
+    with pytest.raises(TypeError, match="stats: expected a list of names, got 'duplicate'"):
+        compare("both", "other", stats="duplicate")
+
+
 def test_models_of_another_shape_are_refused(tmp_path: Path, runs: Path) -> None:
     model = tiny.save_gpt2(tmp_path / "model", n_layer=1)
     options = ScanOptions(keep=("sequences",))
