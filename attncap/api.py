@@ -71,7 +71,8 @@ def attention(
         UnsupportedError: the implementation asked for cannot serve the call (a NotImplementedError).
 
     A non-finite value or feature may reach rows that do not see it, as 0 * NaN does in PyTorch; non-finite
-    queries, keys and mask entries reach only the rows and heads that see them.
+    queries, keys and mask entries reach only the rows and heads that see them. In a backward 0 * NaN may carry queries
+    and keys, too, to others of their head.
 
     Differentiable once, in query, key, value, a floating attn_mask, sink_logits and key_features: ``out`` and every
     statistic, in memory that grows with N. ``max_logit`` and ``topk_prob`` are so at the keys that hold them (of equal

@@ -96,6 +96,22 @@ def listed(text: str) -> list[str]:
     return [] if text == "off" else [part.strip() for part in text.split(",") if part.strip()]
 
 
+def names(option: str, text: str) -> list[str]:
+    """One or more of them between commas."""
+    found = listed(text)
+    if not found:
+        raise UsageError(f"{option}: expected names with commas between, got {text!r}")
+    return found
+
+
+def groups(text: str) -> tuple[str, str]:
+    """X of both runs, or X of the first and Y of the second."""
+    found = [part.strip() for part in text.split(",")]
+    if len(found) > 2 or not all(found):
+        raise UsageError(f"--group: expected X, or X,Y for group X of A and group Y of B, got {text!r}")
+    return found[0], found[-1]
+
+
 def half_width(text: str) -> int | None:
     """Of the diagonal; None for "off"."""
     return None if text == "off" else _integer("--diagonal", text)

@@ -16,7 +16,7 @@ from attncap.arguments import UsageError, errors_name_options, half_width, liste
 from attncap.claims import find_place
 from attncap.corpus import CorpusOptions
 from attncap.models import BUILTIN_MINILM
-from attncap.options import ScanOptions
+from attncap.options import ScanOptions, check_arguments
 from attncap.progress import plural, progress_for, signals_interrupt
 from attncap.scan import DEFAULT_SPEC, scan
 from attncap.store import Run
@@ -134,6 +134,7 @@ def scan_command(
             tensor_parallel=tensor_parallel,
             model=model_options(model_option),
         )
+        check_arguments(spec, corpus_options, options)
     finished = _scan(model, corpus, output, spec, corpus_options, options)
     if find_place().rank == 0:
         _summary(finished)
@@ -192,7 +193,7 @@ def analyse_command(
 
     The same command again goes on after the last analysis that was finished.
     """
-    names = None if only is None else listed(only)
+    names = None if only is None else arguments.names("--only", only)
     for name in names or ():
         if name not in ANALYSIS_NAMES:
             raise UsageError(f"--only: expected names out of {', '.join(ANALYSIS_NAMES)}, got {name!r}")
@@ -222,7 +223,7 @@ def compare_command(
     stat: Annotated[str | None, typer.Option(help="Statistics, with commas between; default: all.")] = None,
     permutations: Annotated[int, typer.Option(help="How often documents are exchanged.", min=1)] = 2000,
     level: Annotated[float, typer.Option(help="Heads are shown whose corrected p is at most this.")] = 0.05,
-    seed: Annotated[int, typer.Option(help="Of the exchanges.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the exchanges.", min=0)] = 0,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write all heads there: .parquet or .csv.")
     ] = None,
@@ -234,13 +235,11 @@ def compare_command(
     from attncap.analysis.compare import compare
     from attncap.report.comparison import print_comparison, write_comparison
 
-    groups = [None, None] if group is None else (listed(group) * 2)[:2]
-    stats = None if stat is None else listed(stat)
+    group_a, group_b = (None, None) if group is None else arguments.groups(group)
+    stats = None if stat is None else arguments.names("--stat", stat)
     if output is not None and output.suffix not in (".parquet", ".csv"):
         raise UsageError(f"--output: expected a file that ends in .parquet or .csv, got {output}")
-    found = compare(
-        run_a, run_b, group_a=groups[0], group_b=groups[1], stats=stats, permutations=permutations, seed=seed
-    )
+    found = compare(run_a, run_b, group_a=group_a, group_b=group_b, stats=stats, permutations=permutations, seed=seed)
     print_comparison(found, level)
     if output is not None:
         write_comparison(found, output)

@@ -65,6 +65,7 @@ def test_tags_and_features_are_functions_of_the_batch(positional: bool) -> None:
 WRONG_TAGS = {
     "pair": (lambda batch: batch["input_ids"], TypeError, "query_tags, key_tags"),
     "float": (lambda batch: (torch.zeros(2, 7), torch.zeros(2, 7)), TypeError, "integer query_tags"),
+    "none": (lambda batch: (None, None), TypeError, "expected a tensor, got NoneType"),
     "rank": (lambda batch: (torch.zeros(7, dtype=torch.int64),) * 2, ValueError, "shape \\(batch, tokens\\)"),
     "length": (lambda batch: (torch.zeros(2, 5, dtype=torch.int64),) * 2, ValueError, "\\(2, 7\\)"),
 }

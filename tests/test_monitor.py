@@ -272,6 +272,7 @@ def test_it_goes_on_from_its_state(tmp_path: Path) -> None:
         ({"every": 1.5}, TypeError, "every: expected an int"),
         ({"below": ["entropy"]}, TypeError, "below: expected a mapping of statistics to numbers, got list"),
         ({"above": {"max_logit": "100"}}, TypeError, r"above\['max_logit'\]: expected a number, got '100'"),
+        ({"below": {"entropy": float("nan")}}, ValueError, r"below\['entropy'\]: expected a number, got one that is"),
         ({"on_alarm": "ring"}, ValueError, 'on_alarm: expected "warn", "raise" or a function'),
         ({"spec": None}, TypeError, "spec"),
     ],

@@ -85,6 +85,24 @@ def test_unknown_options_are_refused(name: str, value: Any) -> None:
         ScanOptions(**{name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("tags", "duplicate"), ("keep", "rows"), ("max_tokens", "8"), ("workers", 1.5)]
+)
+def test_options_of_another_kind_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name}: expected"):
+        ScanOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model", 3), ("corpus", "c.txt"), ("corpus", [3]), ("spec", {}), ("corpus_options", {}), ("options", {})],
+)
+def test_arguments_of_another_kind_are_refused(name: str, value: Any, folder: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"model": folder / "model", "corpus": [folder / "corpus.jsonl"], "output": tmp_path / "run"}
+    with pytest.raises(TypeError, match=f"(?i){name}: expected"):
+        scan(**given | {name: value})
+
+
 # Models and tokenizers.
 
 
