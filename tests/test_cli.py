@@ -152,8 +152,6 @@ def test_two_runs_are_reported_on_one_page_with_figures(
     assert {"run_overview.svg", "other_overview.png", "comparison_sink_mass.svg"} <= {
         path.name for path in figures.iterdir()
     }
-    assert cli.main(["report", runs[0], runs[0]]) == 1
-    assert "given twice" in capsys.readouterr().err
 
 
 def test_the_doctor_finds_the_core_well(capsys: pytest.CaptureFixture[str]) -> None:
