@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gate import assembly, budgets
+from benchmarks.gate import assembly, budgets, compiling
 from benchmarks.gate.assembly import Figures
 from benchmarks.gate.entries import ARCHS
 
@@ -52,6 +52,12 @@ def test_each_rule_is_held(figures: Figures, rule: str) -> None:
     entry = "sm_80 bfloat16 D 128 few"
     assert budgets.broken_rules({entry: {"attention_forward": FINE}}) == {}
     assert list(budgets.broken_rules({entry: {"attention_forward": figures}})) == [f"{entry} attention_forward: {rule}"]
+
+
+def test_a_kernel_compiled_twice_for_a_call_is_judged_by_what_spills() -> None:
+    spilling, later = replace(FINE, spills=2, registers=96), replace(FINE, registers=168)
+    found = [("attention_forward", spilling), ("attention_forward", later), ("received_mass", FINE)]
+    assert compiling.worst(found) == {"attention_forward": spilling, "received_mass": FINE}
 
 
 def test_dear_statistics_and_exceeded_budgets_are_told() -> None:

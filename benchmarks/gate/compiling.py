@@ -39,8 +39,13 @@ def compile_group(group: Group, statistics: Iterable[str]) -> Table:
         for _, kernel in kernels:
             if kernel.hash not in figures:
                 figures[kernel.hash] = assembly.read(kernel, group.arch)
-        table[group.name(name)] = {function: figures[kernel.hash] for function, kernel in kernels}
+        table[group.name(name)] = worst((function, figures[kernel.hash]) for function, kernel in kernels)
     return table
+
+
+def worst(found: Iterable[tuple[str, Figures]]) -> dict[str, Figures]:
+    """By kernel. A call may run one twice, compiled for other tags and features: the one that spills more counts."""
+    return dict(sorted(found, key=lambda one: (one[1].spills, one[1].registers)))
 
 
 @contextlib.contextmanager

@@ -135,10 +135,10 @@ class TritonCall(Call):
         """Whether 32 bits do not hold a step within a tile of keys, values or `others`."""
         return max(max(tensor.stride()[2:]) for tensor in (self.key, self.value, *others)) >= WIDE_STRIDE
 
-    def tiles(self, rows: int, topk: int = 0, *, tags: bool = False) -> plans.Tiles:
+    def tiles(self, rows: int, topk: int = 0, *, tags: bool = False, later: bool = False) -> plans.Tiles:
         """Tiles for `rows` rows a head (or group of heads), a top `topk`, and tags or features."""
         masked = self.mask != 0 or self.options.softcap > 0
-        return plans.tiles_for(self.pad, self.query.dtype, rows, topk, tags=tags, masked=masked)
+        return plans.tiles_for(self.pad, self.query.dtype, rows, topk, tags=tags, masked=masked, later=later)
 
     def blocks(self, size: int, *, of_keys: bool = False, group: int = 1) -> tuple[int, Tensor | None]:
         """(tiles of `size` rows or keys of one head, over all batch entries or sequences; their table if packed)."""

@@ -146,7 +146,7 @@ def _run_forward(call: TritonCall, outputs: Outputs, tags: int, features: int, t
     total_rows = call.query.shape[2]
     attention_forward[(programs, parts)](
         inputs, written, sign, scale, softcap, blocks if call.packed else rows, keys, offset, total_rows, left, right,
-        *call.band, P=plan, num_warps=tiles.warps, num_stages=tiles.stages,
+        *call.band, P=plan, **tiles.options,
     )  # fmt: skip
     if parts > 1:
         merge_parts[(inputs.part_rows,)](
@@ -182,8 +182,8 @@ def _topk(call: TritonCall, later: _Later, stats: HeadStats) -> None:
     """List the keys that reach the bound and select, for as many heads at a time as memory for lists goes."""
     topk, group, total_rows = call.spec.topk, call.group, call.query.shape[2]
     longest_rows, longest_keys = call.longest
-    tiles = call.tiles(longest_rows * group, topk)
-    selecting = plans.selecting_tiles(tiles)
+    tiles = call.tiles(longest_rows * group, topk, later=True)
+    selecting = plans.selecting_tiles(tiles, call.pad, call.query.dtype)
     capacity, words = plans.capacity_for(topk), tiles.keys // 32
     heads = call.query.shape[0] * call.heads
     row_bytes = 4 * capacity * (words + 1)
@@ -204,14 +204,14 @@ def _topk(call: TritonCall, later: _Later, stats: HeadStats) -> None:
         list_candidates[(groups * (blocks // each), parts)](
             call.inputs(table), later.bound, lists, first // group * (blocks // each), first * total_rows, list_rows,
             *call.numbers, blocks if call.packed else rows, keys, offset, total_rows, *call.window, CAPACITY=capacity,
-            P=plan, num_warps=tiles.warps, num_stages=tiles.stages,
+            P=plan, **tiles.options,
         )  # fmt: skip
         select_candidates[(groups * (few // each),)](
             call.inputs(few_table), later.bound, lists, later.peak, later.total, stats.topk_prob, stats.topk_index,
             first // group * (few // each), first * total_rows, list_rows, *call.numbers,
             few if call.packed else rows, keys, offset, total_rows, *call.window, LISTS=parts, CAPACITY=capacity,
             WORDS=words, LIMIT=plans.most_listed(topk), KEPT=triton.next_power_of_2(topk), P=few_plan,
-            num_warps=selecting.warps, num_stages=1,
+            **selecting.options,
         )  # fmt: skip
 
 
@@ -219,10 +219,10 @@ def _received(call: TritonCall, later: _Later, stats: HeadStats) -> None:
     """Sum over rows, key by key."""
     (left, right), (sign, scale, softcap) = call.window, call.numbers
     rows, keys, offset = call.lengths
-    tiles = call.tiles(call.longest[0])
+    tiles = call.tiles(call.longest[0], later=True)
     blocks, table = call.blocks(tiles.keys, of_keys=True)
     received_mass[(blocks * call.heads,)](
         call.inputs(table), stats.received_mass, later.peak, later.total, sign, scale, softcap, rows,
         blocks if call.packed else keys, offset, call.query.shape[2], call.key.shape[2], left, right,
-        P=call.plan(tiles), num_warps=tiles.warps, num_stages=tiles.stages,
+        P=call.plan(tiles), **tiles.options,
     )  # fmt: skip

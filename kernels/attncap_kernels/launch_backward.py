@@ -99,7 +99,7 @@ class _Backward:
         backward_levels[(blocks * call.heads,)](
             self._inputs(table), self.given, array(out), self.weights.first_level, self.weights.largest_key,
             *call.numbers, blocks if call.packed else rows, keys, offset, call.query.shape[2], *call.window,
-            WALK=self.weights.walk, P=self._plan(tiles), num_warps=tiles.warps, num_stages=tiles.stages,
+            WALK=self.weights.walk, P=self._plan(tiles), **tiles.options,
         )  # fmt: skip
 
     def _rows(self, gradient: Tensor) -> None:
@@ -109,8 +109,7 @@ class _Backward:
         rows, keys, offset = call.lengths
         backward_rows[(blocks * call.heads,)](
             self._inputs(table), self.given, array(gradient), *call.numbers, blocks if call.packed else rows, keys,
-            offset, call.query.shape[2], *call.window, *call.band, P=self._plan(tiles), num_warps=tiles.warps,
-            num_stages=tiles.stages,
+            offset, call.query.shape[2], *call.window, *call.band, P=self._plan(tiles), **tiles.options,
         )  # fmt: skip
 
     def _keys(self, key_gradient: Tensor | None, value_gradient: Tensor | None) -> None:
@@ -121,7 +120,7 @@ class _Backward:
         backward_keys[(blocks * call.key.shape[1],)](
             self._inputs(table), self.given, array(key_gradient), array(value_gradient), *call.numbers, rows,
             blocks if call.packed else keys, offset, call.query.shape[2], *call.window, *call.band,
-            P=self._plan(tiles, TRANSPOSED=True), num_warps=tiles.warps, num_stages=tiles.stages,
+            P=self._plan(tiles, TRANSPOSED=True), **tiles.options,
         )  # fmt: skip
 
     def _mask(self, gradient: Tensor) -> None:
@@ -137,7 +136,7 @@ class _Backward:
         backward_mask[(programs,)](
             self._inputs(None), self.given, array(gradient), *call.numbers, rows, keys, offset, call.query.shape[2],
             *call.window, *call.band, counts[0], **dict(zip(names, over, strict=True)), P=self._plan(tiles),
-            num_warps=tiles.warps, num_stages=tiles.stages,
+            **tiles.options,
         )  # fmt: skip
 
     def _features(self, gradient: Tensor) -> None:
@@ -147,8 +146,7 @@ class _Backward:
         rows, keys, offset = call.lengths
         backward_features[(blocks, -(-gradient.shape[-1] // FEATURES_AT_ONCE.value))](
             self._inputs(table), self.given, array(gradient), *call.numbers, rows, blocks if call.packed else keys,
-            offset, call.query.shape[2], *call.window, P=self._plan(tiles), num_warps=tiles.warps,
-            num_stages=tiles.stages,
+            offset, call.query.shape[2], *call.window, P=self._plan(tiles), **tiles.options,
         )  # fmt: skip
 
 
