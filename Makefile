@@ -47,7 +47,7 @@ sanitize-memory: $(VENV)/.attncap-test
 	OMP_NUM_THREADS=$(TEST_THREADS) LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		PYTHONPATH=$(SANITIZE)/lib PYTHONSAFEPATH=1 \
-		$(RUN)/python -m pytest --import-mode=append -q -s tests/test_attention.py tests/test_backward_cpu.py \
+		$(RUN)/python -m pytest -n $(TEST_JOBS) --import-mode=append -q -s tests/test_attention.py tests/test_backward_cpu.py \
 		tests/test_accumulate.py tests/test_sanitized.py \
 		--deselect tests/test_attention.py::test_the_reference_is_the_formula -k "not triton"
 

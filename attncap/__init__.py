@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attncap import nn as nn  # not in __all__: a star import is not to hide torch's
 from attncap import tags
+from attncap import threads as threads  # learns of every fork from here on
 from attncap.api import attention, attention_varlen
 from attncap.capture import Capture, capture
 from attncap.dispatch import available_impls, last_impl

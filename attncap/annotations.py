@@ -95,7 +95,7 @@ def _tag_pair(name: str, result: Any) -> tuple[Tensor, Tensor]:
         raise TypeError(f"{where}: expected (query_tags, key_tags), got {type(result).__name__}")
     pair = []
     for side, given in zip(("query_tags", "key_tags"), result, strict=True):
-        tensor = torch.as_tensor(given)
+        tensor = _tensor(where, given)
         if tensor.is_floating_point() or tensor.is_complex():
             raise TypeError(f"{where}: expected integer {side}, got {tensor.dtype}")
         if tensor.dim() != 2:
@@ -109,8 +109,15 @@ def _tag_pair(name: str, result: Any) -> tuple[Tensor, Tensor]:
     return pair[0], pair[1]
 
 
+def _tensor(where: str, given: Any) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{where}: expected a tensor, got {type(given).__name__}") from error
+
+
 def _feature_columns(name: str, result: Any) -> Tensor:
-    tensor = torch.as_tensor(result)
+    tensor = _tensor(f"features[{name!r}]", result)
     if not tensor.is_floating_point():
         raise TypeError(f"features[{name!r}]: expected floating point numbers, got {tensor.dtype}")
     if tensor.dim() == 2:

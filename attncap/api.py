@@ -71,7 +71,8 @@ def attention(
         UnsupportedError: the implementation asked for cannot serve the call (a NotImplementedError).
 
     A non-finite value or feature may reach rows that do not see it, as 0 * NaN does in PyTorch; non-finite
-    queries, keys and mask entries reach only the rows and heads that see them.
+    queries, keys and mask entries reach only the rows and heads that see them. In a backward 0 * NaN may carry queries
+    and keys, too, to others of their head.
 
     Differentiable once, in query, key, value, a floating attn_mask, sink_logits and key_features: ``out`` and every
     statistic, in memory that grows with N. ``max_logit`` and ``topk_prob`` are so at the keys that hold them (of equal
@@ -153,10 +154,7 @@ def attention_varlen(
     """
     validation.check_spec(spec)
     validation.check_qkv(query, key, value, packed=True)
-    bounds_q = validation.check_cu_seqlens("cu_seqlens_q", cu_seqlens_q, query.shape[0])
-    bounds_k = validation.check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, key.shape[0])
-    if len(bounds_q) != len(bounds_k):
-        raise ValueError(f"cu_seqlens_k: expected {len(bounds_q)} entries as in cu_seqlens_q, got {len(bounds_k)}")
+    bounds = _bounds(cu_seqlens_q, cu_seqlens_k, query.shape[0], key.shape[0])
     options = validation.check_options(
         causal=causal, scale=scale, window=window, softcap=softcap, query_offset=query_offset, head_dim=query.shape[-1]
     )
@@ -170,15 +168,40 @@ def attention_varlen(
         key_tags=key_tags,
         key_features=key_features,
     )
-    if len(bounds_q) == 1:  # no sequence at all: one empty sequence gives the empty tensors
-        bounds_q, bounds_k = [0, 0], [0, 0]
     chosen = dispatch.choose(impl, query, key, value, spec, extras)
-    if chosen == "reference":
-        return reference.attention_varlen(query, key, value, bounds_q, bounds_k, spec, options, extras)
+    return _run_packed(query, key, value, bounds, spec, options, extras, chosen)
+
+
+def _bounds(
+    cu_seqlens_q: Tensor | Sequence[int], cu_seqlens_k: Tensor | Sequence[int], rows: int, keys: int
+) -> tuple[list[int], list[int]]:
+    """Where the sequences' rows and keys begin and end."""
+    bounds_q = validation.check_cu_seqlens("cu_seqlens_q", cu_seqlens_q, rows)
+    bounds_k = validation.check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, keys)
+    if len(bounds_q) != len(bounds_k):
+        raise ValueError(f"cu_seqlens_k: expected {len(bounds_q)} entries as in cu_seqlens_q, got {len(bounds_k)}")
+    if len(bounds_q) == 1:  # no sequence at all: one empty sequence gives the empty tensors
+        return [0, 0], [0, 0]
+    return bounds_q, bounds_k
+
+
+def _run_packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: tuple[list[int], list[int]],
+    spec: StatSpec,
+    options: Options,
+    extras: Extras,
+    impl: str,
+) -> tuple[Tensor, HeadStats]:
+    """`run` of sequences one after another."""
+    if impl == "reference":
+        return reference.attention_varlen(query, key, value, *bounds, spec, options, extras)
     from attncap import ops
 
     refuse_forward_mode(query, key, value, extras)
-    out, stats = ops.attention_varlen(query, key, value, bounds_q, bounds_k, spec, options, extras, chosen)
+    out, stats = ops.attention_varlen(query, key, value, *bounds, spec, options, extras, impl)
     if extras.query_mask is not None:
         stats.lse = torch.where(extras.query_mask, stats.lse, -torch.inf)
     return out, stats

@@ -50,6 +50,7 @@ def register(name: str, places: Mapping[str, int], output_names: OutputNames) ->
         backward = staticmethod(_backward_of(name, places, output_names))
 
         vmap = staticmethod(_refuse_vmap)
+        jvp = staticmethod(_refuse_forward_mode)
 
     def run(*arguments: Any) -> Any:
         if _in_transform():
@@ -66,6 +67,12 @@ def refuse_second(ctx: Any, *grad_outputs: Any) -> Any:
 
 def _refuse_vmap(*_: Any) -> Any:
     raise UnsupportedError("attncap's attention has a batch of its own, in the place of torch.func.vmap")
+
+
+def _refuse_forward_mode(ctx: Any, *tangents: Any) -> Any:
+    raise UnsupportedError(
+        "attncap's attention has no forward mode (torch.func.jvp), which impl='reference' alone knows"
+    )
 
 
 def _in_transform() -> bool:
@@ -123,3 +130,4 @@ class Once(torch.autograd.Function):
 
     backward = staticmethod(refuse_second)
     vmap = staticmethod(_refuse_vmap)
+    jvp = staticmethod(_refuse_forward_mode)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -17,6 +17,7 @@ from attncap.adapters.parallel import shard_of
 from attncap.adapters.served import ServedCall
 from attncap.annotations import Annotations, Annotator, FeatureFunction, TagFunction
 from attncap.display import SmallMap, maps_html
+from attncap.kept_stats import KEEP, KeptStats
 from attncap.layers import LastRows, Layers, LayerSelection, Steps, is_backward_running, module_of
 from attncap.moments import pick
 from attncap.types import HeadStats, StatSpec
@@ -25,7 +26,6 @@ from attncap.validation import check_spec
 Watcher = Callable[[str, ServedCall, Tensor, HeadStats], None]
 """Is given the name of the module, the call, its out (B, H, Q, E) and its statistics."""
 
-KEEP = ("summary", "last", "all")
 IMPORTANCE = "importance"
 
 # Root modules of the captures that are open, so that two on one model are refused.
@@ -37,15 +37,14 @@ class Capture:
     """Captures the statistics of a model's attention heads; see `capture` for the arguments.
 
     Args:
-        watch: is shown every call that is recorded, with its tensors; what it keeps is its own affair.
+        watch: is shown every call that is recorded, with its tensors; what it keeps is its own affair. Dropout is
+            refused then: the out that is shown would not be the one that the model goes on with.
 
     Attributes:
-        takes_dropout: see `adapters.Sink`; a capture refuses dropout.
+        takes_dropout: see `adapters.Sink`.
         groups: names of the groups of the sequences of the next batches, one per sequence; None for one group "all".
         stats: module name -> HeadStats of its newest call (keep="last"), or the list of all of them (keep="all").
     """
-
-    takes_dropout = False
 
     def __init__(
         self,
@@ -65,14 +64,7 @@ class Capture:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-        if keep not in KEEP:
-            raise ValueError(f"keep: expected one of {', '.join(KEEP)}, got {keep!r}")
-        for name, flag in (("importance", importance), ("differentiable", differentiable)):
-            if not isinstance(flag, bool):
-                raise TypeError(f"{name}: expected a bool, got {type(flag).__name__} ({flag!r})")
-        if differentiable and (keep == "summary" or importance):
-            given = "importance=True" if importance else 'keep="summary"'
-            raise ValueError(f'differentiable: expected keep="last" or "all" and no importance, got {given}')
+        _check_flags(keep, importance=importance, differentiable=differentiable)
         self.model = model
         self.spec = check_spec(spec)
         self._phases = {PREFILL: Accumulator(histogram=histogram)}
@@ -87,6 +79,7 @@ class Capture:
         self._undo = ExitStack()
         self._lock = threading.Lock()  # several threads may run the model
         self._watcher = watch
+        self.takes_dropout = watch is None
         self.differentiable = differentiable
         self.importance = importance
         self._told: dict[str, set[str]] = {}  # what was known of a module's calls
@@ -330,6 +323,9 @@ def capture(
     a module together, every process counts all of them. ``cap.accumulator``, sent by
     ``to_bytes``, is put together by ``merge``. Modules have the names that they have without DDP's or FSDP's wrappers.
 
+    Attention with dropout stays the model's own in training mode: its outputs, gradients and random numbers are those
+    without a capture. Its statistics, those of the distribution before dropout, cost one more forward of the attention.
+
     While a model is trained a capture observes: the attention has its gradients, the statistics keep no graph, and rows
     that activation checkpointing computes once more are not counted twice. With it, run the backward inside the block.
 
@@ -358,7 +354,7 @@ def capture(
         importance: count the statistic ``importance`` too, from the backwards that run: of each head the mean over
             tokens of abs(<dloss/dout_i, out_i>), which is the absolute derivative by a gate of 1 on what the head
             gives at token i (Michel et al. 2019). Where reentrant checkpointing hides padding that the forward knew
-            of, the backward raises UnsupportedError.
+            of, the backward raises UnsupportedError, and an nn.MultiheadAttention with dropout the forward.
         differentiable: with `keep`, statistics in ``cap.stats`` carry gradients, so that a loss may contain them.
             Of activation checkpointing it takes what is not reentrant, where the checkpointed function is given the
             padding mask and there are no tags and features; the rest is refused by name, and so is a compiled graph.
@@ -369,7 +365,7 @@ def capture(
     Raises:
         TypeError, ValueError: an argument is not what it should be.
         UnsupportedError: the model's attention cannot be captured; the message says why. Also raised inside the
-            block for dropout.
+            block for dropout in a compiled graph.
         RuntimeError: the model is being captured already.
     """
     return Capture(
@@ -386,31 +382,12 @@ def capture(
     )
 
 
-class KeptStats(Mapping[str, Any]):
-    """HeadStats by module name, as far as `keep` asks for them."""
-
-    def __init__(self, keep: str) -> None:
-        self._keep = keep
-        self._kept: dict[str, Any] = {}
-
-    def keep(self, module: str, stats: HeadStats) -> None:
-        """Take the statistics of one call."""
-        if self._keep == "last":
-            self._kept[module] = stats
-        elif self._keep == "all":
-            self._kept.setdefault(module, []).append(stats)
-
-    def __getitem__(self, module: str) -> Any:
-        if self._keep == "summary":
-            raise ValueError(
-                'stats: keep="summary" keeps no statistics of single calls; capture with keep="last" or keep="all"'
-            )
-        if module not in self._kept:
-            raise KeyError(f"{module!r} was not captured; captured: {', '.join(self._kept) or 'nothing yet'}")
-        return self._kept[module]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._kept)
-
-    def __len__(self) -> int:
-        return len(self._kept)
+def _check_flags(keep: str, *, importance: bool, differentiable: bool) -> None:
+    if keep not in KEEP:
+        raise ValueError(f"keep: expected one of {', '.join(KEEP)}, got {keep!r}")
+    for name, flag in (("importance", importance), ("differentiable", differentiable)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}: expected a bool, got {type(flag).__name__} ({flag!r})")
+    if differentiable and (keep == "summary" or importance):
+        given = "importance=True" if importance else 'keep="summary"'
+        raise ValueError(f'differentiable: expected keep="last" or "all" and no importance, got {given}')

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import attncap
+from attncap import arguments
 from attncap.analysis.of_run import DOCUMENTS, analyse
 from attncap.analysis.of_run import NAMES as ANALYSIS_NAMES
+from attncap.arguments import UsageError, errors_name_options, half_width, listed, model_options, relative_keys
 from attncap.claims import find_place
 from attncap.corpus import CorpusOptions
-from attncap.models import BUILTIN_MINILM, DTYPES
-from attncap.options import ScanOptions
-from attncap.plan import DEFAULT_TAGS, TAG_NAMES
+from attncap.models import BUILTIN_MINILM
+from attncap.options import ScanOptions, check_arguments
 from attncap.progress import plural, progress_for, signals_interrupt
 from attncap.scan import DEFAULT_SPEC, scan
 from attncap.store import Run
-from attncap.tables import KINDS
-from attncap.types import AttncapError, StatSpec
+from attncap.types import StatSpec
 from attncap.workers import print_status, read_status
 
 DEMO_DOCUMENTS = 600
@@ -43,15 +42,11 @@ app = typer.Typer(
 RunFolderOption = Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; given again, it is resumed.")]
 
 
-class UsageError(AttncapError, ValueError):
-    """An argument of the command line is not what it should be."""
-
-
-def run(arguments: list[str]) -> int:
+def run(typed: list[str]) -> int:
     """Run one command; gives the exit code. Errors that attncap foresees leave as AttncapError."""
     command = typer.main.get_command(app)
     try:
-        result = command.main(args=arguments, prog_name="attncap", standalone_mode=False)
+        result = command.main(args=typed, prog_name="attncap", standalone_mode=False)
     except Exception as error:
         # Typer may bring its own click, whose exceptions are known by what they can do.
         show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
@@ -82,98 +77,64 @@ def _attncap(
 @app.command("scan")
 def scan_command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=f"A folder, a hub id or {BUILTIN_MINILM}.")],
-    corpus: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="CORPUS...",
-            help=".txt, .jsonl, .csv, .tsv, .parquet files, images, folders, globs, datasets or builtin:docstrings.",
-        ),
-    ],
+    corpus: arguments.Sources,
     output: RunFolderOption,
-    topk: Annotated[
-        int, typer.Option(help="Largest probabilities summed into topk_mass; 0 = off.")
-    ] = DEFAULT_SPEC.topk,
-    sink: Annotated[
-        int, typer.Option(help="sink_mass is the mass on so many first keys; 0 = off.")
-    ] = DEFAULT_SPEC.sink,
-    diagonal: Annotated[str, typer.Option(help="Half width of diagonal_mass, or off.")] = "0",
-    offsets: Annotated[str, typer.Option(help="Relative keys, e.g. -1,1 for previous and next; or off.")] = "-1,1",
-    entropy: Annotated[bool, typer.Option(help="Entropy of each row, nats.")] = True,
-    max_: Annotated[bool, typer.Option("--max/--no-max", help="max_logit and max_prob.")] = True,
-    distance: Annotated[bool, typer.Option(help="Mean distance to the keys attended to, tokens.")] = True,
-    collision: Annotated[bool, typer.Option(help="Sum of squared probabilities.")] = True,
-    received: Annotated[bool, typer.Option(help="Mass that each key receives.")] = True,
-    tags: Annotated[
-        str | None,
-        typer.Option(help=f"Out of {', '.join(TAG_NAMES)}; or off.", show_default=",".join(DEFAULT_TAGS)),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Read no more than this many documents.")] = None,
-    text_column: Annotated[str, typer.Option(help="Column or key that holds the text, token ids or image.")] = "text",
-    txt_documents: Annotated[
-        str, typer.Option(help="A document of a .txt file is a paragraph or a file.")
-    ] = "paragraph",
-    on_error: Annotated[
-        str, typer.Option(help="At a document that cannot be read: skip and count it, or stop.")
-    ] = "skip",
-    group_by: Annotated[
-        str | None, typer.Option(help="Column that names each document's group; folder for files without columns.")
-    ] = None,
-    keep: Annotated[
-        str,
-        typer.Option(help=f"Tables of single documents to write: {' or '.join(KINDS)} (with --limit); or off."),
-    ] = "off",
-    max_tokens: Annotated[int | None, typer.Option(help="Cut documents there; default: where the model must.")] = None,
-    batch_tokens: Annotated[int | None, typer.Option(help="Tokens computed at once; default: by device.")] = None,
-    model_option: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=VALUE for Transformers' from_pretrained, e.g. device_map=auto; JSON or a word."),
-    ] = None,
-    shard_characters: Annotated[
-        int | None, typer.Option(help="Length of a shard, which is what a kill costs; default: by device.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
-    tensor_parallel: Annotated[
-        int, typer.Option(help="Processes of torchrun that run the model together, each with its share of the heads.")
-    ] = 1,
-    workers: Annotated[
-        int | None, typer.Option(help="Batches computed side by side; default: the CPU's cores.")
-    ] = None,
+    topk: arguments.TopK = DEFAULT_SPEC.topk,
+    sink: arguments.Sink = DEFAULT_SPEC.sink,
+    diagonal: arguments.Diagonal = "0",
+    offsets: arguments.Offsets = "-1,1",
+    entropy: arguments.Entropy = True,
+    max_: arguments.Max = True,
+    distance: arguments.Distance = True,
+    collision: arguments.Collision = True,
+    received: arguments.Received = True,
+    tags: arguments.Tags = None,
+    limit: arguments.Limit = None,
+    text_column: arguments.TextColumn = "text",
+    txt_documents: arguments.TxtDocuments = "paragraph",
+    on_error: arguments.OnError = "skip",
+    group_by: arguments.GroupBy = None,
+    keep: arguments.Keep = "off",
+    max_tokens: arguments.MaxTokens = None,
+    batch_tokens: arguments.BatchTokens = None,
+    model_option: arguments.ModelOption = None,
+    shard_characters: arguments.ShardCharacters = None,
+    dtype: arguments.Dtype = "auto",
+    device: arguments.Device = "auto",
+    tensor_parallel: arguments.TensorParallel = 1,
+    workers: arguments.Workers = None,
 ) -> None:
     """Capture the statistics of every attention head of MODEL over CORPUS into a run folder.
 
     The same command again goes on where an earlier one was stopped. Started by torchrun or srun, any number of workers
     share the run: torchrun --nproc-per-node 8 -m attncap scan ...
     """
-    try:
+    with errors_name_options():
         spec = StatSpec(
             entropy=entropy,
             max=max_,
             sink=sink,
-            diagonal=None if diagonal == "off" else _integer("--diagonal", diagonal),
+            diagonal=half_width(diagonal),
             topk=topk,
-            offsets=_offsets(offsets),
+            offsets=relative_keys(offsets),
             distance=distance,
             collision=collision,
             received=received,
         )
         corpus_options = CorpusOptions(text_column, txt_documents, on_error, limit, group_by)
         options = ScanOptions(
-            tags=None if tags is None else tuple(_listed(tags)),
+            tags=None if tags is None else tuple(listed(tags)),
             max_tokens=max_tokens,
             batch_tokens=batch_tokens,
             dtype=dtype,
             device=device,
             workers=workers,
-            keep=tuple(_listed(keep)),
+            keep=tuple(listed(keep)),
             shard_characters=shard_characters,
             tensor_parallel=tensor_parallel,
-            model=dict(_model_option(option) for option in model_option or ()),
+            model=model_options(model_option),
         )
-    except UsageError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise UsageError(_as_typed(str(error))) from error
+        check_arguments(spec, corpus_options, options)
     finished = _scan(model, corpus, output, spec, corpus_options, options)
     if find_place().rank == 0:
         _summary(finished)
@@ -226,13 +187,13 @@ def analyse_command(
     conllu: Annotated[
         Path | None, typer.Option(help="Sentences with dependencies, CoNLL-U, for syntax; it is left out without.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")] = "auto",
+    device: arguments.Device = "auto",
 ) -> int:
     """Analyse the model of RUN beyond its statistics, into tables under RUN/analyses that the report shows.
 
     The same command again goes on after the last analysis that was finished.
     """
-    names = None if only is None else _listed(only)
+    names = None if only is None else arguments.names("--only", only)
     for name in names or ():
         if name not in ANALYSIS_NAMES:
             raise UsageError(f"--only: expected names out of {', '.join(ANALYSIS_NAMES)}, got {name!r}")
@@ -262,7 +223,7 @@ def compare_command(
     stat: Annotated[str | None, typer.Option(help="Statistics, with commas between; default: all.")] = None,
     permutations: Annotated[int, typer.Option(help="How often documents are exchanged.", min=1)] = 2000,
     level: Annotated[float, typer.Option(help="Heads are shown whose corrected p is at most this.")] = 0.05,
-    seed: Annotated[int, typer.Option(help="Of the exchanges.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the exchanges.", min=0)] = 0,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write all heads there: .parquet or .csv.")
     ] = None,
@@ -274,13 +235,11 @@ def compare_command(
     from attncap.analysis.compare import compare
     from attncap.report.comparison import print_comparison, write_comparison
 
-    groups = [None, None] if group is None else (_listed(group) * 2)[:2]
-    stats = None if stat is None else _listed(stat)
+    group_a, group_b = (None, None) if group is None else arguments.groups(group)
+    stats = None if stat is None else arguments.names("--stat", stat)
     if output is not None and output.suffix not in (".parquet", ".csv"):
         raise UsageError(f"--output: expected a file that ends in .parquet or .csv, got {output}")
-    found = compare(
-        run_a, run_b, group_a=groups[0], group_b=groups[1], stats=stats, permutations=permutations, seed=seed
-    )
+    found = compare(run_a, run_b, group_a=group_a, group_b=group_b, stats=stats, permutations=permutations, seed=seed)
     print_comparison(found, level)
     if output is not None:
         write_comparison(found, output)
@@ -296,10 +255,8 @@ def demo_command(
 
     Needs no network. About a minute on two cores.
     """
-    try:
+    with errors_name_options():
         corpus_options = CorpusOptions(limit=limit)
-    except ValueError as error:
-        raise UsageError(_as_typed(str(error))) from error
     from attncap.report import print_highlights, write_report
 
     run_folder = output / "run"
@@ -352,38 +309,3 @@ def _summary(finished: Run) -> None:
     if lost := counts["nonfinite_rows"]:
         parts.append(f"{plural(lost, 'row')} of the heads left out: not finite; try --dtype float32")
     typer.echo(f"{finished.path}: {', '.join(parts)}")
-
-
-def _as_typed(message: str) -> str:
-    """A message that begins with the name of an argument, with that of the option: "txt_documents: ..."."""
-    name, colon, rest = message.partition(":")
-    name = name.removeprefix("StatSpec.")
-    return f"--{name.replace('_', '-')}:{rest}" if colon and name.isidentifier() else message
-
-
-def _model_option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise UsageError(f"--model-option: expected NAME=VALUE, got {text!r}")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
-def _offsets(text: str) -> tuple[int, ...]:
-    found = tuple(_integer("--offsets", offset) for offset in _listed(text))
-    if len(set(found)) < len(found):
-        raise UsageError(f"--offsets: expected each number once, got {text}")
-    return found
-
-
-def _listed(text: str) -> list[str]:
-    return [] if text == "off" else [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _integer(option: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"{option}: expected whole numbers or off, got {text!r}") from None

@@ -72,6 +72,8 @@ class CorpusOptions:
             raise ValueError(f"txt_documents: expected paragraph or file, got {self.txt_documents!r}")
         if self.on_error not in ("stop", "skip"):
             raise ValueError(f"on_error: expected stop or skip, got {self.on_error!r}")
+        if self.limit is not None and type(self.limit) is not int:
+            raise TypeError(f"limit: expected an int, got {self.limit!r}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit: expected at least 1 document, got {self.limit}")
 
@@ -167,11 +169,17 @@ class Corpus:
         options: how they are read.
 
     Raises:
+        TypeError: `sources` is no list of names.
         CorpusError: a source is missing, or a folder or glob holds no file that can be read.
         MissingExtraError: a source needs a package that is not installed.
     """
 
-    def __init__(self, sources: Sequence[str], options: CorpusOptions = CorpusOptions()) -> None:
+    def __init__(self, sources: Sequence[str | os.PathLike[str]], options: CorpusOptions = CorpusOptions()) -> None:
+        if not isinstance(sources, Sequence) or isinstance(sources, (str, bytes)):
+            raise TypeError(f"CORPUS: expected a list of files, folders or datasets, got {sources!r}")
+        for source in sources:
+            if not isinstance(source, (str, os.PathLike)):
+                raise TypeError(f"CORPUS: expected the name of a file, a folder or a dataset, got {source!r}")
         if not sources:
             raise CorpusError("CORPUS: expected at least one file, folder, dataset id or builtin:docstrings")
         self.sources = tuple(str(source) for source in sources)
@@ -389,6 +397,8 @@ def _files(source: str, paths: Sequence[Path]) -> list[tuple[str, str]]:
     for path in paths:
         if path.suffix.lower() not in known:
             raise CorpusError(f"{path}: expected a file that ends in {', '.join(known)}")
+        if not path.is_file():
+            raise CorpusError(f"{path}: expected a file that can be read twice, as a pipe cannot")
         if not os.access(path, os.R_OK):
             raise CorpusError(f"{path}: may not be read; check its permissions")
     return [(known[path.suffix.lower()], str(path)) for path in paths]

@@ -273,7 +273,7 @@ def _docstrings(module: str, source: bytes) -> Iterator[tuple[str, str]]:
             text = ast.get_docstring(node)
             if text is not None and len(text) >= _DOCSTRING_CHARACTERS:
                 yield name, text
-        children = ast.iter_child_nodes(node)
+        children = (child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr))  # define nothing
         pending.extend((f"{name}.{getattr(child, 'name', '')}".rstrip("."), child) for child in children)
 
 

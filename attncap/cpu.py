@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from attncap import _C
+from attncap import _C, threads
 from attncap.native import described, problem_of
 from attncap.types import HeadStats
 from attncap.validation import Call, Gradients, Upstream
 
 _INT32_MAX = 2**31 - 1
-
-# OpenMP's pool does not survive a fork: its threads stay with the parent, and a child that wants them waits for ever.
-_forked = False
-
-
-def _note_fork() -> None:
-    global _forked
-    _forked = True
-
-
-os.register_at_fork(after_in_child=_note_fork)
 
 
 def attention(call: Call, out: Tensor, stats: HeadStats) -> None:
@@ -63,7 +51,7 @@ def backward(call: Call, out: Tensor, stats: HeadStats, upstream: Upstream, grad
 
 def _problem(call: Call, out: Tensor, stats: HeadStats) -> _C.Problem:
     problem: _C.Problem = problem_of(_C, call, out, stats)
-    problem.threads = 1 if _forked else torch.get_num_threads()
+    problem.threads = threads.usable()
     return problem
 
 

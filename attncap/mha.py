@@ -13,22 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attncap.heads_call import HeadsCall
 from attncap.types import UnsupportedError
 
 _BLOCK = 256  # rows of a mask that are looked at together
-
-
-@dataclass(frozen=True)
-class HeadsCall:
-    """The attention call inside a multi-head attention, in the form of `attncap.attention` with query_offset=0."""
-
-    query: Tensor  # (B, H, Q, D)
-    key: Tensor  # (B, H, K, D)
-    value: Tensor  # (B, H, K, D)
-    attn_mask: Tensor | None  # broadcastable to (B, H, Q, K), True = attend
-    causal: bool
-    key_mask: Tensor | None  # (B, K) bool, False for padding
-    crosses: bool  # key and value are other tokens than the query
 
 
 @dataclass(frozen=True)
@@ -39,6 +27,16 @@ class Projections:
     biases: tuple[Tensor | None, Tensor | None, Tensor | None]
     out_weight: Tensor
     out_bias: Tensor | None
+
+    def inner(self, *tokens: Tensor) -> tuple[Tensor, ...]:
+        """Query, key and value (N, B, E) for the heads."""
+        return tuple(
+            F.linear(one, weight, bias) for one, weight, bias in zip(tokens, self.weights, self.biases, strict=True)
+        )
+
+    def outer(self, out_BHQD: Tensor) -> Tensor:
+        """(Q, B, E) of what the heads gave."""
+        return F.linear(out_BHQD.permute(2, 0, 1, 3).flatten(2), self.out_weight, self.out_bias)
 
 
 def multi_head_attention(
@@ -98,30 +96,16 @@ def multi_head_attention(
     projections = _projections(
         separate if use_separate_proj_weight else in_proj_weight, in_proj_bias, out_proj_weight, out_proj_bias
     )
-    query_QBE, key_KBE, value_KBE = (
-        F.linear(tensor, weight, bias)
-        for tensor, weight, bias in zip((query, key, value), projections.weights, projections.biases, strict=True)
-    )
-    if bias_k is not None and bias_v is not None:
-        batch = query.shape[1]
-        key_KBE = torch.cat([key_KBE, bias_k.expand(1, batch, -1)])
-        value_KBE = torch.cat([value_KBE, bias_v.expand(1, batch, -1)])
+    query_QBE, key_KBE, value_KBE = projections.inner(query, key, value)
     call = HeadsCall(
         query=_heads(query_QBE, num_heads),
-        key=_heads(key_KBE, num_heads) if static_k is None else static_k.reshape(-1, num_heads, *static_k.shape[1:]),
-        value=_heads(value_KBE, num_heads)
-        if static_v is None
-        else static_v.reshape(-1, num_heads, *static_v.shape[1:]),
-        attn_mask=None,
-        causal=False,
-        key_mask=None,
+        key=_extended(key_KBE, num_heads, bias_k, static_k, zero=add_zero_attn),
+        value=_extended(value_KBE, num_heads, bias_v, static_v, zero=add_zero_attn),
         crosses=crosses,
     )
-    if add_zero_attn:
-        call = replace(call, key=F.pad(call.key, (0, 0, 0, 1)), value=F.pad(call.value, (0, 0, 0, 1)))
     call = _masked(call, attn_mask, key_padding_mask, key.shape[0], is_causal=is_causal, trusting=not need_weights)
     out, extra = attend(call)
-    out_QBE = F.linear(out.permute(2, 0, 1, 3).flatten(2), projections.out_weight, projections.out_bias)
+    out_QBE = projections.outer(out)
     return out_QBE if batched else out_QBE[:, 0], extra, call
 
 
@@ -191,6 +175,14 @@ def _heads(tensor_NBE: Tensor, heads: int) -> Tensor:
     """(N, B, E) seen as (B, H, N, D)."""
     length, batch, embedding = tensor_NBE.shape
     return tensor_NBE.reshape(length, batch, heads, embedding // heads).permute(1, 2, 0, 3)
+
+
+def _extended(tensor_KBE: Tensor, heads: int, bias: Tensor | None, static: Tensor | None, *, zero: bool) -> Tensor:
+    """Keys or values (B, H, K, D): projected or `static` (B * H, K, D), with those that the module appends."""
+    if bias is not None:
+        tensor_KBE = torch.cat([tensor_KBE, bias.expand(1, tensor_KBE.shape[1], -1)])
+    found = _heads(tensor_KBE, heads) if static is None else static.reshape(-1, heads, *static.shape[1:])
+    return F.pad(found, (0, 0, 0, 1)) if zero else found
 
 
 def _masked(

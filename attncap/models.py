@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ class LoadedModel:
 
 
 def load_model(
-    name: str,
+    name: str | os.PathLike[str],
     dtype: str = "auto",
     device: str = "cpu",
     options: Mapping[str, Any] | None = None,
@@ -104,9 +105,11 @@ def load_model(
             the model's own plan; all of them call this at once.
 
     Raises:
+        TypeError: `name` is none.
         ModelError: there is no such model, or it is not one that reads text or images.
         MissingExtraError: transformers, or the package of a built-in model, is not installed.
     """
+    name = checked_name(name)
     transformers = require("transformers", "scan")
     if dtype not in DTYPES:
         raise ModelError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -156,6 +159,15 @@ def load_model(
         image_processor=reader if reads_images else None,
         patches=_patches(text_config) if reads_images else 0,
     )
+
+
+def checked_name(model: Any) -> str:
+    """A model's name, which may be a path."""
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(
+            f"model: expected the name of a model or its folder, got {type(model).__name__} ({model!r:.80})"
+        )
+    return str(model)
 
 
 def load_tokenizer(name: str) -> Any | None:

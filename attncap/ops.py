@@ -171,7 +171,15 @@ def _dense_outputs(
 ) -> tuple[Tensor, HeadStats]:
     rows = tuple(query.shape[:3])
     shapes = _shapes(spec, extras, rows, (*rows[:2], key.shape[2]))
-    return query.new_empty(*rows, value.shape[3]), _new_stats(query, shapes)
+    return _new_out(query, value.shape[3]), _new_stats(query, shapes)
+
+
+def _new_out(query: Tensor, value_dim: int) -> Tensor:
+    """(B, H, Q, E), in memory as the query is: models make it as (B, Q, H, D), and want the output so."""
+    batch, heads, rows, _ = query.shape
+    if query.stride(1) < query.stride(2):
+        return query.new_empty(batch, rows, heads, value_dim).transpose(1, 2)
+    return query.new_empty(batch, heads, rows, value_dim)
 
 
 def _packed_outputs(

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from attncap.corpus import CorpusOptions
 from attncap.models import DTYPES
 from attncap.plan import TAG_NAMES
-from attncap.tables import KINDS
+from attncap.tables import KINDS, ROWS
+from attncap.types import StatSpec
 
 _LEAST = {"max_tokens": 3, "batch_tokens": 1, "workers": 1, "shard_characters": 1, "tensor_parallel": 1}
 _PLANS = ("tp_plan", "tp_size", "distributed_config", "device_mesh")
@@ -45,6 +47,9 @@ class ScanOptions:
     model: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("tags", "keep"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"{name}: expected a tuple of names, got {getattr(self, name)!r}")
         for kind in self.keep:
             if kind not in KINDS:
                 raise ValueError(f"keep: expected {' or '.join(KINDS)}, got {kind!r}")
@@ -58,8 +63,24 @@ class ScanOptions:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
         for name, low in _LEAST.items():
             value = getattr(self, name)
+            if value is not None and type(value) is not int:
+                raise TypeError(f"{name}: expected an int, got {value!r}")
             if value is not None and value < low:
                 raise ValueError(f"{name}: expected at least {low}, got {value}")
         for name in _PLANS:
             if name in self.model:
                 raise ValueError(f"model_option: give --tensor-parallel, a number of processes, instead of {name}")
+
+
+def check_arguments(spec: StatSpec, corpus_options: CorpusOptions, options: ScanOptions) -> None:
+    """Refuse what are no options, and a table of rows without a limit of documents."""
+    expected = (
+        ("spec", spec, StatSpec),
+        ("corpus_options", corpus_options, CorpusOptions),
+        ("options", options, ScanOptions),
+    )
+    for name, given, kind in expected:
+        if not isinstance(given, kind):
+            raise TypeError(f"{name}: expected {kind.__name__}, got {type(given).__name__}")
+    if ROWS in options.keep and corpus_options.limit is None:
+        raise ValueError("keep: rows is for single examples, so it needs a limit of documents as well")

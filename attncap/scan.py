@@ -13,6 +13,7 @@ import errno
 import functools
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,14 +28,14 @@ from attncap.claims import Claims, find_place
 from attncap.corpus import Corpus, CorpusError, CorpusOptions, ShardSize, Survey
 from attncap.extras import require
 from attncap.ledger import Ledger, Merged, PartDamagedError
-from attncap.models import LoadedModel, ModelError, choose_device, load_model
-from attncap.options import ScanOptions
+from attncap.models import LoadedModel, ModelError, checked_name, choose_device, load_model
+from attncap.options import ScanOptions, check_arguments
 from attncap.parts import Part
 from attncap.plan import check_capturable, differences, identity, make_plan, names_another, tag_functions
 from attncap.progress import Progress, plural
 from attncap.shards import ShardResult, Work, follow, one_thread_per_operator, run_shards
 from attncap.store import Run, RunDamagedError, RunError, RunFolder, RunMismatchError, read_run
-from attncap.tables import ROWS, estimated_bytes, write_table
+from attncap.tables import estimated_bytes, write_table
 from attncap.team import BEGIN, Team
 from attncap.types import AttncapError, StatSpec
 from attncap.workers import WorkerNote
@@ -62,7 +63,7 @@ DEFAULT_OPTIONS = ScanOptions()
 
 
 def scan(
-    model: str,
+    model: str | os.PathLike[str],
     corpus: Sequence[str],
     output: str | Path,
     *,
@@ -80,18 +81,19 @@ def scan(
         spec: which statistics.
 
     Raises:
+        TypeError, ValueError: an argument is not what it should be.
         CorpusError, ModelError: the input cannot be read.
         RunMismatchError: the folder holds another run, or no run at all.
         RunError: the folder is in use, or the disk is full; the same call goes on where it stopped.
         ScanError: the model failed on the corpus.
         MissingExtraError: an optional package is missing.
     """
+    model = checked_name(model)
+    check_arguments(spec, corpus_options, options)
     folder = RunFolder(Path(output))
     progress = progress or Progress()
     folder.check_usable()
     require("pyarrow", "scan")  # rather now than after the work
-    if ROWS in options.keep and corpus_options.limit is None:
-        raise ValueError("keep: rows is for single examples, so it needs a limit of documents as well")
     documents = Corpus(corpus, corpus_options)
     place = find_place()
     device = choose_device(options.device, place.local_rank)

@@ -13,30 +13,8 @@ import torch
 from torch import Tensor
 
 from attncap.api import attention
+from attncap.heads_call import Attend, HeadsCall
 from attncap.types import StatSpec, UnsupportedError
-
-
-class Attend(Protocol):
-    """Computes one attention call in the form of `attncap.attention`, with query_offset=0."""
-
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        attn_mask: Tensor | None = None,
-        causal: bool = False,
-        scale: float | None = None,
-        key_mask: Tensor | None = None,
-        crosses: bool | None = None,
-    ) -> Tensor:
-        """Out (B, H, Q, E).
-
-        Args:
-            key_mask: (B, K) bool, False for padding; None where the caller does not know.
-            crosses: whether the keys are other tokens than the queries; None where the caller does not know.
-        """
 
 
 class Recorder(Protocol):
@@ -103,7 +81,7 @@ def scaled_dot_product_attention(
         TypeError, ValueError: an argument is not what it should be; the message names it.
         UnsupportedError: dropout_p is not 0.
     """
-    attend = attend_of_thread() or _attend_unrecorded
+    attend = attend_of_thread() or unrecorded
     return sdpa_by(attend, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
 
 
@@ -142,23 +120,22 @@ def sdpa_by(
     mask4 = (
         None if attn_mask is None else _mask_as_4d(attn_mask, lead, query.shape[-2], key.shape[-2], grouped=enable_gqa)
     )
-    out = attend(query4, key4, value4, attn_mask=mask4, causal=is_causal, scale=scale)
+    out = attend(HeadsCall(query4, key4, value4, attn_mask=mask4, causal=is_causal, scale=scale))
     return out.reshape(*lead, query.shape[-2], value.shape[-1])
 
 
-def _attend_unrecorded(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    attn_mask: Tensor | None = None,
-    causal: bool = False,
-    scale: float | None = None,
-    key_mask: Tensor | None = None,
-    crosses: bool | None = None,
-) -> Tensor:
-    spec = StatSpec.none()
-    out, _ = attention(query, key, value, spec, attn_mask=attn_mask, causal=causal, scale=scale, query_offset=0)
+def unrecorded(call: HeadsCall) -> Tensor:
+    """Out of a call whose statistics nobody wants."""
+    out, _ = attention(
+        call.query,
+        call.key,
+        call.value,
+        StatSpec.none(),
+        attn_mask=call.attn_mask,
+        causal=call.causal,
+        scale=call.scale,
+        query_offset=0,
+    )
     return out
 
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attncap.accumulate import Heads, canonical_order
-from attncap.capture import KeptStats
 from attncap.encode import Encoded
 from attncap.extras import require
+from attncap.kept_stats import KeptStats
 from attncap.store import TABLES
 from attncap.types import HeadStats, StatSpec
 

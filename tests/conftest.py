@@ -30,7 +30,7 @@ def cuda_model(cuda_native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Modu
     return cuda_native
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tiny.CommandHost]:
     """Runs the command in processes of its own."""
     host = tiny.CommandHost(tmp_path_factory.mktemp("host") / "log")

@@ -8,8 +8,10 @@ from __future__ import annotations
 import fcntl
 import functools
 import importlib.util
+import os
 import subprocess
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -26,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "tests" / "native"
 FOLDER = ROOT / "build" / "cuda_model"  # what has not changed since the last session is not compiled again
 NAME = "cuda_model"
-# A kernel is tested for its meaning, so a model of it may be slow; without any optimisation it would be too slow.
+# With less optimisation the tests would take longer by what the compiler saves.
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 
 
@@ -49,13 +51,16 @@ def _linked(folder: Path) -> Path:
 
     includes = [ROOT / "csrc", NATIVE, pybind11.get_include(), sysconfig.get_paths()["include"]]
     compiling = [*programs.compiler(), *FLAGS, *(f"-I{include}" for include in includes)]
-    sources = [NATIVE / f"{NAME}.cpp", *(ROOT / "csrc" / "bindings" / f"{part}.cpp" for part in ("problem", "cuda"))]
-    sources += sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    objects = []
-    for source in sources:
-        objects.append(folder / f"{source.name}.o")
-        _run = functools.partial(subprocess.run, check=True)
-        compile_stale(objects[-1], [*compiling, "-x", "c++", "-c", str(source), "-o", str(objects[-1])], _run)
+    sources = [NATIVE / f"{NAME}.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
+    objects = {folder / f"{source.name}.o": source for source in sources}
+
+    def compile_object(made: Path) -> None:
+        command = [*compiling, "-x", "c++", "-c", str(objects[made]), "-o", str(made)]
+        compile_stale(made, command, functools.partial(subprocess.run, check=True))
+
+    # Test processes wait for one another here, so that there are cores to spare.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(compile_object, objects))
     library = folder / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not library.exists() or any(library.stat().st_mtime < made.stat().st_mtime for made in objects):
         library.unlink(missing_ok=True)  # a process may have it open, whose pages must stay as they are

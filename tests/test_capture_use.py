@@ -1,13 +1,10 @@
-"""`capture` as it is used: what it keeps, what it leaves behind, which layers, tags, features and refusals."""
+"""`capture` as it is used: what it keeps, what it leaves behind, what it refuses."""
 
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,28 +12,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import masking_utils
-from transformers.masking_utils import AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import attncap
-from attncap import StatSpec, UnsupportedError, tags
+from attncap import StatSpec, UnsupportedError
 from attncap.adapters.delegate import eager_parameters
-from tests import maps, models
+from tests import models
+from tests.traces import hooks, names_registered
 
 SMALL = models.tokens(2, 7, seed=1, padding="right")
-
-
-def hooks(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 def output(model: Any, batch: dict[str, Any] = SMALL) -> Tensor:
     with torch.no_grad():
         return model(**batch)[0]
-
-
-def names_registered() -> set[str]:
-    return set(ALL_ATTENTION_FUNCTIONS) | set(AttentionMaskInterface._global_mapping)
 
 
 # What is left behind.
@@ -183,59 +171,6 @@ def test_groups_split_the_summary() -> None:
     assert cap.accumulator.table("entropy", "p50", "short").isfinite().all()
 
 
-# Which layers.
-
-
-def test_unselected_layers_keep_their_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = models.text_model("mistral")
-    calls = []
-    own = ALL_ATTENTION_FUNCTIONS["sdpa"]
-
-    def counting(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> Any:
-        calls.append(module.layer_idx)
-        return own(module, query, *args, **kwargs)
-
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", counting)
-    before = output(model)
-    calls.clear()
-    with attncap.capture(model, layers=["model.layers.1.self_attn"]) as cap:
-        inside = output(model)
-    assert cap.layers == ("model.layers.1.self_attn",)
-    assert calls == [0]
-    kept = SMALL["attention_mask"].bool()
-    torch.testing.assert_close(inside[kept], before[kept], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "gemma2", "mistral", "gpt_oss"])
-@pytest.mark.parametrize("padding", ["none", "left", "right"])
-def test_unselected_layers_on_eager_attention_give_the_same_output(kind: str, padding: str) -> None:
-    batch = models.tokens(2, 8, seed=4, padding=padding)
-    model = maps.eager(models.text_model(kind))
-    before = output(model, batch)
-    with attncap.capture(model, layers=[1]) as cap:
-        inside = output(model, batch)
-    assert len(cap.layers) == 1
-    kept = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-    torch.testing.assert_close(inside[kept], before[kept], atol=1e-5, rtol=1e-5)
-
-
-def test_layers_are_named_by_name_or_index() -> None:
-    model = models.text_model("bert")
-    first, second = "encoder.layer.0.attention.self", "encoder.layer.1.attention.self"
-    for layers, expected in (([0], (first,)), ([-1], (second,)), ([second, 0], (first, second))):
-        with attncap.capture(model, layers=layers) as cap:
-            output(model)
-        assert cap.layers == expected
-    with pytest.raises(ValueError, match=f"index 2; there are: 0 '{first}', 1 '{second}'"):
-        attncap.capture(model, layers=[2])
-    with pytest.raises(ValueError, match=f"'encoder'; there are: 0 '{first}'"):
-        attncap.capture(model, layers=["encoder"])
-    with pytest.raises(TypeError, match="layers"):
-        attncap.capture(model, layers=first)
-    with pytest.raises(TypeError, match="layers"):
-        attncap.capture(model, layers=[True])
-
-
 # Nothing of size N x N.
 
 
@@ -253,99 +188,7 @@ def test_no_mask_of_size_n_by_n_is_made(kind: str, padding: str, monkeypatch: py
     assert len(cap.layers) == model.config.num_hidden_layers
 
 
-# Tags and features.
-
-
-def brute_force_tag(prob: Tensor, query_tags: Tensor, key_tags: Tensor) -> Tensor:
-    match = (query_tags[:, :, None] == key_tags[:, None, :]) & (key_tags[:, None, :] >= 0)
-    return (prob * match[:, None]).sum(-1)
-
-
-@pytest.mark.parametrize("positional", [True, False])
-def test_tags_and_features_are_functions_of_the_batch(positional: bool) -> None:
-    model = models.text_model("llama")
-    batch = models.tokens(2, 7, seed=6, padding="right")
-    norms = torch.randn(2, 7, 2, generator=torch.Generator().manual_seed(7))
-    seen: list[set[str]] = []
-
-    def parity(given: Any) -> tuple[Tensor, Tensor]:
-        seen.append({name for name, value in given.items() if value is not None})
-        return given["input_ids"] % 2, given["input_ids"] % 2
-
-    features = {"norm": lambda given: norms, "place": lambda given: torch.arange(7.0).expand(2, 7)}
-    with attncap.capture(model, tags={"parity": parity}, features=features, keep="last") as cap, torch.no_grad():
-        if positional:
-            model(batch["input_ids"], batch["attention_mask"])
-        else:
-            model(**batch)
-    assert seen == [{"input_ids", "attention_mask"}]
-    with torch.no_grad():
-        found = maps.eager(model)(**batch, output_attentions=True).attentions
-    kept = batch["attention_mask"].bool()[:, None].expand(2, 4, 7)
-    for layer, (name, prob) in enumerate(zip(cap.layers, found, strict=True)):
-        tags = batch["input_ids"] % 2
-        expected = {
-            "parity": brute_force_tag(prob, tags, tags),
-            "norm[0]": (prob @ norms[:, None])[..., 0],
-            "norm[1]": (prob @ norms[:, None])[..., 1],
-            "place": prob @ torch.arange(7.0),
-        }
-        for statistic, wanted in expected.items():
-            for head in range(4):
-                mean = wanted[:, head][kept[:, head]].double().mean()
-                torch.testing.assert_close(cap.mean(statistic)[layer, head], mean, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(cap.stats[name].tag_mass[..., 0][kept], expected["parity"][kept])
-
-
-WRONG_TAGS = {
-    "pair": (lambda batch: batch["input_ids"], TypeError, "query_tags, key_tags"),
-    "float": (lambda batch: (torch.zeros(2, 7), torch.zeros(2, 7)), TypeError, "integer query_tags"),
-    "rank": (lambda batch: (torch.zeros(7, dtype=torch.int64),) * 2, ValueError, "shape \\(batch, tokens\\)"),
-    "length": (lambda batch: (torch.zeros(2, 5, dtype=torch.int64),) * 2, ValueError, "\\(2, 7\\)"),
-}
-
-
-@pytest.mark.parametrize("name", sorted(WRONG_TAGS))
-def test_a_tag_function_that_gives_something_else_is_named(name: str) -> None:
-    function, error, message = WRONG_TAGS[name]
-    model = models.text_model("bert")
-    with pytest.raises(error, match=message), attncap.capture(model, tags={name: function}):
-        output(model)
-    assert hooks(model) == 0
-
-
-def test_names_of_tags_and_features_are_checked() -> None:
-    model = models.text_model("bert")
-    for name in ("entropy", "max_prob", "offset_mass[-1]", "", "relative_entropy", "topk_mass"):
-        with pytest.raises(ValueError, match="cannot be a name"):
-            attncap.capture(model, tags={name: lambda batch: None})
-    with pytest.raises(ValueError, match="'mine' is the name of a tag already"):
-        attncap.capture(model, tags={"mine": lambda batch: None}, features={"mine": lambda batch: None})
-    with pytest.raises(TypeError, match="expected a function"):
-        attncap.capture(model, features={"mine": torch.zeros(2, 7)})
-    with pytest.raises(TypeError, match="floating"), attncap.capture(model, features={"f": lambda b: b["input_ids"]}):
-        output(model)
-
-
-def test_tags_while_decoding_say_that_they_cannot() -> None:
-    model = models.text_model("llama")
-    with attncap.capture(model, tags={"duplicate": tags.duplicate}), torch.no_grad():
-        past = model(**models.tokens(1, 5, seed=8)).past_key_values
-        with pytest.raises(ValueError, match="cannot follow a cache"):
-            model(**models.tokens(1, 1, seed=8), past_key_values=past)
-
-
 # Refusals.
-
-
-def test_dropout_is_refused_by_name() -> None:
-    model = models.text_model("bert")
-    model.train()
-    message = r"dropout 0\.1 in training mode; call model\.eval\(\)"
-    with pytest.raises(UnsupportedError, match=message), attncap.capture(model):
-        output(model)
-    model.eval()
-    assert hooks(model) == 0
 
 
 def test_a_model_without_the_registry_is_refused_by_name() -> None:
@@ -471,10 +314,3 @@ def test_a_module_without_attention_says_so() -> None:
     with pytest.raises(UnsupportedError, match=message), attncap.capture(model):
         model(torch.zeros(1, 4))
     assert hooks(model) == 0
-
-
-def test_importing_attncap_does_not_import_transformers() -> None:
-    code = "import attncap, sys; attncap.capture; sys.exit('transformers' in sys.modules)"
-    root = os.path.dirname(os.path.dirname(attncap.__file__))
-    environment = {**os.environ, "PYTHONPATH": root}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

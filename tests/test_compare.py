@@ -153,6 +153,10 @@ def test_without_tables_of_documents_there_are_effects_and_no_tests() -> None:
         (["both", "other", "--group", "x"], "has no group 'x'; there is c, t"),
         (["plain", "plain", "--group", "c,x"], "has no group 'x'; there is c, t"),
         (["both", "other", "--stat", "colour"], "'colour' is not in both runs"),
+        (["both", "other", "--stat", "off"], "--stat: expected names"),
+        (["both", "both", "--group", "c,t,x"], "--group: expected X, or X,Y"),
+        (["both", "both", "--group", ","], "--group: expected X, or X,Y"),
+        (["both", "both", "--group", "c,t", "--seed", "-1"], "--seed"),
         (["both", "nowhere"], "no run of attncap"),
         (["both", "other", "-o", "heads.txt"], "--output: expected a file that ends in .parquet or .csv"),
     ],
@@ -164,6 +168,11 @@ def test_what_cannot_be_compared_is_refused(
     assert message in capsys.readouterr().err
 
 
+def test_a_string_is_no_list_of_statistics() -> None:
+    with pytest.raises(TypeError, match="stats: expected a list of names, got 'duplicate'"):
+        compare("both", "other", stats="duplicate")
+
+
 def test_models_of_another_shape_are_refused(tmp_path: Path, runs: Path) -> None:
     model = tiny.save_gpt2(tmp_path / "model", n_layer=1)
     options = ScanOptions(keep=("sequences",))
@@ -172,7 +181,7 @@ def test_models_of_another_shape_are_refused(tmp_path: Path, runs: Path) -> None
         compare("both", tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["heads.csv", "heads.parquet"])
+@pytest.mark.parametrize("name", ["heads.csv", "new/heads.parquet"])
 def test_the_command_shows_and_writes_what_was_found(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""`capture` of Transformers models under torch.compile: whole graphs, and the statistics of the plain model."""
+"""`capture` under torch.compile: whole graphs, and the statistics of the plain model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import StaticCache
 
 import attncap
 from tests import maps, models
+from tests.plain import HEADS, WIDTH, Attention, every_row, padding, seeded
+from tests.test_capture import FULL, TOLERANCE, assert_stats_match
 
 BATCH = models.tokens(2, 7, seed=1, padding="left")
 TOKENS = BATCH["attention_mask"].bool()
@@ -124,3 +127,65 @@ def test_forwards_inside_a_graph_cannot_be_counted() -> None:
     message = "every: the forwards of a model inside a compiled graph cannot be counted"
     with torch.no_grad(), attncap.capture(model, every=2), pytest.raises(Exception, match=message):
         compiled(model)(**BATCH)
+
+
+# Plain torch modules.
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = Attention(is_causal=True)
+        self.heads = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 16, batch_first=True)
+
+    def forward(self, tokens: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        tokens = tokens + self.attn(tokens)
+        return self.layer(tokens + self.heads(tokens, tokens, tokens, key_padding_mask=attention_mask == 0)[0])
+
+
+@pytest.mark.parametrize(
+    ("warm", "backend"), [(False, "aot_eager"), (True, "eager")], ids=["compiled inside", "compiled before"]
+)
+def test_a_compiled_network_keeps_its_whole_graph_and_its_statistics(warm: bool, backend: str) -> None:
+    model, tokens = Network().eval(), seeded(26, 2, 5, WIDTH)
+    batch = {
+        "input_ids": torch.tensor([[0, 1, 0, 2, 1], [1, 1, 2, 0, 0]]),
+        "attention_mask": (~padding([5, 3], 5)).long(),
+    }
+    graph = compiled(model, backend)
+    with torch.no_grad():
+        expected = graph(tokens, **batch) if warm else model(tokens, **batch)
+        with attncap.capture(model, FULL, tags=DUPLICATE) as plain:
+            model(tokens, **batch)
+        for captured in (model, graph):
+            with attncap.capture(captured, FULL, tags=DUPLICATE) as cap:
+                found = [graph(tokens, **batch) for _ in range(3)]
+            assert cap.layers == plain.layers == ("attn", "heads", "layer.self_attn")
+            for one in found:
+                torch.testing.assert_close(one, expected, atol=1e-5, rtol=1e-5)
+            for name in plain.accumulator.stats:
+                assert torch.equal(cap.count(name), 3 * plain.count(name)), name
+                torch.testing.assert_close(cap.mean(name), plain.mean(name), equal_nan=True, **TOLERANCE)
+        torch.testing.assert_close(graph(tokens, **batch), expected, atol=1e-5, rtol=1e-5)
+    assert torch._C._len_torch_function_stack() == 0
+
+
+def test_more_captures_than_torch_compile_makes_graphs() -> None:
+    model, tokens = nn.Sequential(Attention()), seeded(26, 2, 5, WIDTH)
+    graph, limit = compiled(model), 2
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=limit):
+        for _ in range(limit + 2):
+            with attncap.capture(model) as cap:
+                graph(tokens)
+            assert (cap.count("entropy") == 10).all()
+        assert torch._dynamo.config.recompile_limit == limit
+
+
+def test_parts_that_are_compiled_by_themselves() -> None:
+    model, tokens = nn.Sequential(torch.compile(Attention(), backend="eager"), Attention()), seeded(26, 2, 5, WIDTH)
+    model[1].compile(backend="eager")
+    with torch.no_grad(), attncap.capture(model, keep="last", spec=FULL) as cap:
+        model(tokens)
+    assert cap.layers == ("0", "1")
+    assert_stats_match(cap.stats["0"], model[0]._orig_mod.map(tokens), every_row(2, 5))

@@ -16,8 +16,9 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 import attncap
 from attncap.adapters.composed import ComposedAdapter
 from tests import models
-from tests.test_capture_use import names_registered
-from tests.test_plain import HEADS, WIDTH, Attention, traces
+from tests.plain import HEADS, WIDTH, Attention, every_row, maps_in_float64, seeded
+from tests.test_capture import FULL, assert_stats_match
+from tests.traces import names_registered, traces
 
 BATCH = models.tokens(3, 9, seed=2, padding="left")
 ROWS = int(BATCH["attention_mask"].sum())
@@ -250,3 +251,42 @@ def test_a_method_that_goes_on_to_the_one_it_overrides_is_still_transformers_own
     with cap:
         run(model)
     assert cap.layers == LLAMA
+
+
+# Parts of a Transformers model, and what is written around it.
+
+
+def test_the_parts_of_a_transformers_model_that_call_torch_are_captured_too() -> None:
+    model, pixels = models.siglip(), seeded(27, 2, 3, 12, 12)
+    with torch.no_grad():
+        before = model(pixels).pooler_output
+        with attncap.capture(model, FULL, keep="last") as cap:
+            inside = model(pixels).pooler_output
+        assert torch.equal(model(pixels).pooler_output, before)
+        maps = maps_in_float64(model, pixels)
+    torch.testing.assert_close(inside, before, atol=1e-5, rtol=1e-5)
+    assert len(cap.layers) == 3
+    assert_stats_match(cap.stats["head.attention"], maps["head.attention"], every_row(2, 1))
+
+
+def test_what_is_written_around_a_transformers_model_is_captured_too() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.pool = models.text_model("bert"), Attention()
+            self.down = nn.Linear(16, WIDTH)
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return self.pool(self.down(self.body(**batch).last_hidden_state))
+
+    model, batch = Pooled(), models.tokens(3, 9, seed=2, padding="left")
+    tags = {"duplicate": attncap.tags.duplicate}
+    with torch.no_grad(), attncap.capture(model, FULL, keep="last", tags=tags) as cap:
+        model(batch)
+        expected = model.pool.map(model.down(model.body(**batch).last_hidden_state))
+    assert cap.layers == ("body.encoder.layer.0.attention.self", "body.encoder.layer.1.attention.self", "pool")
+    assert_stats_match(cap.stats["pool"], expected, batch["attention_mask"].bool())
+    assert cap.stats["body.encoder.layer.1.attention.self"].tag_mass is not None
+    with torch.no_grad(), attncap.capture(model, layers=[-1]) as cap:
+        model(batch)
+    assert cap.layers == ("body.encoder.layer.1.attention.self",)

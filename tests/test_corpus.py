@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -322,6 +323,18 @@ def test_a_dataset_id_without_the_library_names_the_extra(monkeypatch: pytest.Mo
 def test_unknown_options_are_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=name):
         CorpusOptions(**{name: value})  # type: ignore[arg-type]
+
+
+def test_a_limit_that_is_no_int_is_refused() -> None:
+    with pytest.raises(TypeError, match="limit: expected an int"):
+        CorpusOptions(limit=2.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a named pipe")
+def test_a_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "c.txt")
+    with pytest.raises(CorpusError, match="read twice"):
+        Corpus([tmp_path / "c.txt"])
 
 
 def test_the_docstrings_are_some_hundreds_of_texts_and_import_nothing() -> None:

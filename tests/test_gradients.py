@@ -329,6 +329,8 @@ def test_what_torch_func_can_differentiate() -> None:
     torch.testing.assert_close(back(torch.ones(()))[0], expected)
     with pytest.raises(UnsupportedError, match="query: carries a forward-mode tangent"):
         torch.func.jvp(loss, (query,), (query,))
+    with pytest.raises(UnsupportedError, match=r"torch\.func\.jvp"):
+        torch.func.hessian(loss)(query)
     with pytest.raises(UnsupportedError, match=r"torch\.func\.vmap"):
         torch.func.vmap(lambda query: attention(query, key, value, impl="cpu")[0])(query[None])
     with pytest.raises(UnsupportedError, match="cannot be differentiated again"):

@@ -20,7 +20,7 @@ MACROS = {
     "portable": (),
 }
 OF_A_TYPE = (
-    "memory", "arithmetic", "compare", "masks", "transpose", "sum_each", "exp", "tanh", "log", "next_above",
+    "memory", "arithmetic", "compare", "masks", "places", "transpose", "sum_each", "exp", "tanh", "log", "next_above",
     "topk", "turned", "scores", "maxima", "values", "sums", "received", "strided", "narrow",
 )  # fmt: skip
 GROUPS = [f"{number}.{group}" for number in ("float", "double") for group in OF_A_TYPE]

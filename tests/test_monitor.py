@@ -1,24 +1,19 @@
-"""`Monitor`: the heads of a model while it is trained, every n-th step, and alarms."""
+"""`Monitor`: the heads of a model while it is trained, every n-th step."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attncap
-from attncap import Alarm, AlarmError, AlarmWarning, Monitor, UnsupportedError
+from attncap import Monitor
 from tests import models
-from tests.trainable import HEADS, SPEC, WIDTH, Net, batch, captured, scalars, scaled
-
-
-def train_step(model: nn.Module, given: Tensor) -> None:
-    model(given).square().mean().backward()
+from tests.traces import hooks
+from tests.trainable import HEADS, SPEC, WIDTH, Net, batch, captured, scalars, train_step
 
 
 def assert_holds(monitor: Monitor, cap: attncap.Capture, **tolerance: float) -> None:
@@ -29,10 +24,6 @@ def assert_holds(monitor: Monitor, cap: attncap.Capture, **tolerance: float) -> 
     for stat in cap.accumulator.stats:
         wanted = cap.accumulator.table("max_logit", "max") if stat == "max_logit" else cap.mean(stat)
         torch.testing.assert_close(tensors[stat], wanted, equal_nan=True, **(tolerance or {"atol": 1e-7, "rtol": 1e-6}))
-
-
-def hooks(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 # Which steps.
@@ -161,123 +152,6 @@ def test_importance_comes_from_the_backwards_of_captured_steps() -> None:
     assert float(monitor.tensors()["importance"].min()) > 0
 
 
-# Dropout.
-
-
-class Dropping(nn.Module):
-    """Attention with dropout by torch's function, or by torch's module."""
-
-    def __init__(self, kind: str, dropout: float = 0.3) -> None:
-        super().__init__()
-        self.kind, self.dropout = kind, dropout
-        self.inner = nn.Linear(WIDTH, WIDTH)
-        self.attention = nn.MultiheadAttention(WIDTH, HEADS, dropout=dropout, batch_first=True)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        if self.kind != "function":
-            return self.attention(hidden, hidden, hidden, need_weights=self.kind == "module with weights")[0]
-        heads = self.inner(hidden).unflatten(-1, (HEADS, -1)).transpose(1, 2)
-        out = nn.functional.scaled_dot_product_attention(
-            heads, heads, heads, is_causal=True, dropout_p=self.dropout if self.training else 0.0
-        )
-        return hidden + out.transpose(1, 2).flatten(2)
-
-
-def dropping_llama(dropout: float = 0.3) -> Any:
-    model: Any = models.text_model("llama").train()
-    for layer in model.model.layers:
-        layer.self_attn.attention_dropout = dropout
-    return model
-
-
-def trained_once(model: nn.Module, given: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """(output, gradients) of a step, with the random numbers of a seed."""
-    torch.manual_seed(3)
-    out = model(**given)
-    out = out if isinstance(out, Tensor) else out[0]
-    found = torch.autograd.grad(out.square().mean(), list(model.parameters()), allow_unused=True)
-    return out, [gradient for gradient in found if gradient is not None]
-
-
-@pytest.mark.parametrize("kind", ["function", "module", "module with weights", "llama"])
-def test_attention_with_dropout_is_the_models_own_and_its_statistics_those_before_dropout(kind: str) -> None:
-    model: Any = dropping_llama() if kind == "llama" else Dropping(kind)
-    given = models.tokens(2, 7, seed=1, padding="left") if kind == "llama" else {"hidden": batch(0)}
-    out, gradients = trained_once(model, given)
-    with Monitor(model, SPEC) as monitor:
-        watched, found = trained_once(model, given)
-        monitor.step()
-    torch.testing.assert_close(watched, out, rtol=0, atol=0)
-    torch.testing.assert_close(found, gradients, rtol=0, atol=0)
-    with torch.no_grad(), attncap.capture(dropping_llama(0.0) if kind == "llama" else model.eval(), SPEC) as cap:
-        cap.model(**given)
-    first = 0 if kind == "llama" else slice(None)  # what the second layer is given depends on the first one's dropout
-    tensors = monitor.tensors()
-    for stat in ("entropy", "sink_mass"):
-        torch.testing.assert_close(tensors[stat][first], cap.mean(stat)[first], atol=1e-6, rtol=1e-5)
-    assert monitor.layers == cap.layers
-
-
-@pytest.mark.parametrize("kind", ["function", "llama"])
-def test_importance_with_dropout_is_that_of_what_was_dropped(kind: str) -> None:
-    model: Any = dropping_llama() if kind == "llama" else Dropping(kind)
-    given = models.tokens(2, 7, seed=1) if kind == "llama" else {"hidden": batch(0)}
-    name = next(name for name, _ in model.named_modules() if name.endswith("self_attn")) if kind == "llama" else ""
-    gates: list[Tensor] = []
-    own = nn.functional.scaled_dot_product_attention
-
-    def gated(*args: Any, **kwargs: Any) -> Tensor:
-        out = own(*args, **kwargs)
-        gates.append(torch.ones(out.shape[:3], requires_grad=True))
-        return out * gates[-1][..., None]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.functional, "scaled_dot_product_attention", gated)
-        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", gated)
-        torch.manual_seed(3)
-        out = model(**given)
-        loss = (out if isinstance(out, Tensor) else out[0]).square().mean()
-        wanted = torch.stack([one.abs().mean((0, 2)) for one in torch.autograd.grad(loss, gates)]).double()
-    with Monitor(model, SPEC, importance=True) as monitor:
-        torch.manual_seed(3)
-        out = model(**given)
-        (out if isinstance(out, Tensor) else out[0]).square().mean().backward()
-        monitor.step()
-    torch.testing.assert_close(monitor.tensors()["importance"], wanted, atol=1e-9, rtol=1e-4)
-    assert monitor.layers[0].startswith(name)
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_dropout_under_activation_checkpointing(reentrant: bool) -> None:
-    model = dropping_llama()
-    given = models.tokens(2, 7, seed=1, padding="left")
-    with Monitor(model, SPEC, importance=True) as plain:
-        _, expected = trained_once(model, given)
-        plain.step()
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
-    with Monitor(model, SPEC, importance=True) as monitor:
-        torch.manual_seed(3)
-        model(**given)[0].square().mean().backward()
-        monitor.step()
-    found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(monitor.tensors(), plain.tensors(), atol=1e-9, rtol=1e-4)
-
-
-def test_dropout_that_cannot_be_watched_is_refused_by_name() -> None:
-    model = Dropping("module")
-    with (
-        pytest.raises(UnsupportedError, match=r"importance: attention has dropout 0\.3"),
-        Monitor(model, importance=True),
-    ):
-        model(batch(0))
-    torch._dynamo.reset()
-    graph = torch.compile(Dropping("function"), backend="eager", fullgraph=True)
-    with Monitor(graph, SPEC), pytest.raises(Exception, match=r"dropout: .* which is not watched in a compiled graph"):
-        graph(batch(0))
-    torch._dynamo.reset()
-
-
 # torch.compile.
 
 
@@ -387,101 +261,6 @@ def test_it_goes_on_from_its_state(tmp_path: Path) -> None:
     assert_holds(second, captured(model, batch(0), batch(2)))
 
 
-# Alarms.
-
-
-def test_alarms_name_layer_head_number_and_threshold() -> None:
-    model = scaled(Net(), 1, 2, by=100.0)
-    alarms: list[Alarm] = []
-    thresholds: dict[str, Any] = {"below": {"entropy": 0.5}, "above": {"max_logit": 50.0}}
-    with Monitor(model, SPEC, on_alarm=alarms.append, **thresholds) as monitor:
-        train_step(model, batch(0))
-        monitor.step()
-        assert alarms == []
-        report = monitor.report()
-    assert [(alarm.kind, alarm.stat, alarm.layer, alarm.head, alarm.threshold, alarm.step) for alarm in alarms] == [
-        ("below", "entropy", "layers.1", 2, 0.5, 1),
-        ("above", "max_logit", "layers.1", 2, 50.0, 1),
-    ]
-    highest = report["attention/max_logit/layers.1/head.2"]
-    assert alarms[1].value == highest
-    assert str(alarms[1]) == f"layers.1 head 2: max_logit is {highest:.6g}, above 50"
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_rows_that_are_not_finite_are_an_alarm_without_being_asked_for(value: float) -> None:
-    model = scaled(Net(), 0, 1, by=value)
-    with Monitor(model, SPEC, on_alarm="raise") as monitor:
-        with torch.no_grad():
-            model(batch(0))
-        monitor.step()
-        with pytest.raises(AlarmError, match=r"layers\.0 head 1: \w+ is not finite in 18 rows") as error:
-            monitor.report()
-    first = error.value.alarms[0]
-    assert (first.kind, first.layer, first.head, first.value) == ("nonfinite", "layers.0", 1, 18.0)
-    assert monitor.tensors()["nonfinite"][0].tolist() == [0, 18, 0, 0]
-
-
-def test_alarms_warn_where_nothing_else_is_said() -> None:
-    model = scaled(Net(), 1, 2, by=100.0)
-    with Monitor(model, SPEC, above={"max_logit": 50.0}) as monitor:
-        train_step(model, batch(0))
-        monitor.step()
-        with pytest.warns(AlarmWarning, match=r"at step 1: layers\.1 head 2: max_logit is \d+\.\d+, above 50") as told:
-            assert monitor.report()
-    assert told[0].filename == __file__
-
-
-def test_a_warning_lists_a_few_and_counts_the_rest() -> None:
-    model = Net()
-    with Monitor(model, SPEC, below={"entropy": 9.0, "sink_mass": 9.0}) as monitor:
-        train_step(model, batch(0))
-        monitor.step()
-        with pytest.warns(AlarmWarning, match="and 8 more$"):
-            monitor.report()
-
-
-def test_what_a_function_raises_comes_out() -> None:
-    def fail(alarm: Alarm) -> None:
-        raise KeyError(alarm.layer)
-
-    model = Net()
-    with Monitor(model, SPEC, below={"entropy": 9.0}, on_alarm=fail) as monitor:
-        train_step(model, batch(0))
-        monitor.step()
-        with pytest.raises(KeyError, match=r"layers\.0"):
-            monitor.report()
-        with pytest.raises(KeyError, match=r"layers\.0"):  # and nothing is lost by it
-            monitor.report()
-
-
-def test_a_step_in_which_nothing_was_captured_says_so() -> None:
-    model, alarms = Net(), []
-    with Monitor(model, SPEC, every=2, on_alarm=alarms.append) as monitor:
-        train_step(model, batch(0))
-        monitor.step()
-        monitor.step()  # was not to be captured
-        train_step(model.eval(), batch(0))
-        assert alarms == []
-        monitor.step()
-    assert [(alarm.kind, alarm.step) for alarm in alarms] == [("silent", 3)]
-    for action, raised in (("warn", pytest.warns), ("raise", pytest.raises)):
-        kind: Any = AlarmWarning if action == "warn" else AlarmError
-        with Monitor(model, SPEC, on_alarm=action) as monitor:
-            with raised(kind, match="step 1 ended without a captured attention call"):
-                monitor.step()
-            assert monitor.steps == 1
-
-
-def test_a_threshold_that_could_never_be_passed_is_refused() -> None:
-    model = Net()
-    with Monitor(model, SPEC, below={"entropie": 1.0}) as monitor:
-        train_step(model, batch(0))
-        monitor.step()
-        with pytest.raises(ValueError, match=r"below: expected statistics among lse, max_logit, entropy.*'entropie'"):
-            monitor.report()
-
-
 # What is refused, and what is left behind.
 
 
@@ -493,6 +272,7 @@ def test_a_threshold_that_could_never_be_passed_is_refused() -> None:
         ({"every": 1.5}, TypeError, "every: expected an int"),
         ({"below": ["entropy"]}, TypeError, "below: expected a mapping of statistics to numbers, got list"),
         ({"above": {"max_logit": "100"}}, TypeError, r"above\['max_logit'\]: expected a number, got '100'"),
+        ({"below": {"entropy": float("nan")}}, ValueError, r"below\['entropy'\]: expected a number, got one that is"),
         ({"on_alarm": "ring"}, ValueError, 'on_alarm: expected "warn", "raise" or a function'),
         ({"spec": None}, TypeError, "spec"),
     ],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,38 +31,76 @@ HEAVY = (
 
 # From the bottom up; a module may import its own layer and those below it, when it is imported or later.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("types", "extras", "claims", "parts", "colours", "display", "device_tables"),
+    ("types", "extras", "claims", "parts", "colours", "display", "device_tables", "threads"),
     ("validation",),
     ("reference", "gradients", "native", "cpu", "cuda", "qualification", "annotations", "layers", "_C"),
     ("dispatch", "ops", "autograd"),
-    ("api", "sdpa", "mha", "nn"),
-    ("tags", "capture", "adapters", "accumulate", "accumulate_io", "histogram", "moments", "row_sums", "row_sums_cpu"),
+    ("heads_call", "api", "sdpa", "mha", "nn"),
+    ("accumulate", "accumulate_io", "histogram", "moments", "row_sums", "row_sums_cpu"),
+    ("tags", "capture", "kept_stats", "adapters"),
     ("monitor",),
     ("store", "workers", "team", "corpus", "corpus_readers", "models", "progress"),
     ("report", "scan", "plan", "shards", "encode", "tables", "options", "ledger", "analysis", "doctor"),
-    ("commands",),
+    ("commands", "arguments"),
     ("cli", "__main__"),
 )
 
 
-def run_fresh(code: str) -> str:
-    """Standard output of `code` in a new interpreter; a failure shows its traceback."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+# Forks for each piece of code, so that a fresh interpreter costs the time of its own imports and not that of torch's.
+_FORKING = """
+import json, os, sys, traceback, torch
+for line in sys.stdin:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(writing, 1)
+        os.dup2(writing, 2)
+        code = 1
+        try:
+            exec(json.loads(line), {})
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(code)
+    os.close(writing)
+    with open(reading) as pipe:
+        said = pipe.read()
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said]), flush=True)
+"""
 
 
-def test_importing_attncap_brings_nothing_optional_along():
+@pytest.fixture(scope="module")
+def run_fresh() -> Iterator[Callable[[str], str]]:
+    """What code says in an interpreter that has imported torch alone; a failure shows its traceback."""
+    command = [sys.executable, "-c", _FORKING]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as forking:
+        assert forking.stdin is not None
+        assert forking.stdout is not None
+
+        def run(code: str) -> str:
+            print(json.dumps(code), file=forking.stdin, flush=True)
+            exit_code, said = json.loads(forking.stdout.readline())
+            assert exit_code == 0, said
+            return said
+
+        yield run
+        forking.stdin.close()
+
+
+def test_importing_attncap_brings_nothing_optional_along(run_fresh):
     # torch itself may look for triton, so what it loads is taken off first.
     code = (
-        "import sys, torch; before = set(sys.modules); import attncap; new = set(sys.modules) - before;"
+        "import sys, torch; before = set(sys.modules)\n"
+        "import attncap; attncap.capture; new = set(sys.modules) - before\n"
         f"print(*[name for name in new if name.partition('.')[0] in {HEAVY!r}])"
     )
     assert run_fresh(code).split() == []
 
 
-def test_importing_attncap_loads_no_kernels():
+def test_importing_attncap_loads_no_kernels(run_fresh):
     loaded = run_fresh("import sys, attncap; print(*[m for m in sys.modules if m.startswith('attncap')])").split()
+    assert "attncap" in loaded
     assert not {"attncap._C", "attncap.cpu", "attncap.ops", "attncap.cli", "attncap.scan"} & set(loaded)
 
 
@@ -133,7 +173,7 @@ def test_types_import_no_accelerator():
         ("rich", "from attncap.report import print_highlights; print_highlights('run')", "report"),
     ],
 )
-def test_a_missing_extra_is_named(blocked, code, extra):
+def test_a_missing_extra_is_named(run_fresh, blocked, code, extra):
     fresh = (
         f"import sys; sys.modules[{blocked!r}] = None\n"
         f"from attncap import MissingExtraError\n"

@@ -1,4 +1,4 @@
-"""What a capture counts: heads of layers, the last query rows, every n-th forward."""
+"""What a capture counts: layers and heads of them, the last query rows, every n-th forward."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import attncap
 from attncap import StatSpec
 from attncap.adapters import served
 from tests import maps, models
-from tests.test_plain import WIDTH, Attention, seeded
+from tests.plain import WIDTH, Attention, seeded
 
 RECEIVED = StatSpec(received=True)
+SMALL = models.tokens(2, 7, seed=1, padding="right")
 LAYERS = ("model.layers.0.self_attn", "model.layers.1.self_attn")
 
 
@@ -195,3 +196,56 @@ def test_numbers_are_checked() -> None:
             attncap.capture(model, **{argument: 0})
         with pytest.raises(TypeError, match=f"{argument}: expected an int, got 1.5"):
             attncap.capture(model, **{argument: 1.5})
+
+
+# Layers that are not selected.
+
+
+def test_unselected_layers_keep_their_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.text_model("mistral")
+    calls = []
+    own = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def counting(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> Any:
+        calls.append(module.layer_idx)
+        return own(module, query, *args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", counting)
+    before = run(model, SMALL)
+    calls.clear()
+    with attncap.capture(model, layers=["model.layers.1.self_attn"]) as cap:
+        inside = run(model, SMALL)
+    assert cap.layers == ("model.layers.1.self_attn",)
+    assert calls == [0]
+    kept = SMALL["attention_mask"].bool()
+    torch.testing.assert_close(inside[kept], before[kept], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "gemma2", "mistral", "gpt_oss"])
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+def test_unselected_layers_on_eager_attention_give_the_same_output(kind: str, padding: str) -> None:
+    batch = models.tokens(2, 8, seed=4, padding=padding)
+    model = maps.eager(models.text_model(kind))
+    before = run(model, batch)
+    with attncap.capture(model, layers=[1]) as cap:
+        inside = run(model, batch)
+    assert len(cap.layers) == 1
+    kept = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+    torch.testing.assert_close(inside[kept], before[kept], atol=1e-5, rtol=1e-5)
+
+
+def test_layers_are_named_by_name_or_index() -> None:
+    model = models.text_model("bert")
+    first, second = "encoder.layer.0.attention.self", "encoder.layer.1.attention.self"
+    for layers, expected in (([0], (first,)), ([-1], (second,)), ([second, 0], (first, second))):
+        with attncap.capture(model, layers=layers) as cap:
+            run(model, SMALL)
+        assert cap.layers == expected
+    with pytest.raises(ValueError, match=f"index 2; there are: 0 '{first}', 1 '{second}'"):
+        attncap.capture(model, layers=[2])
+    with pytest.raises(ValueError, match=f"'encoder'; there are: 0 '{first}'"):
+        attncap.capture(model, layers=["encoder"])
+    with pytest.raises(TypeError, match="layers"):
+        attncap.capture(model, layers=first)
+    with pytest.raises(TypeError, match="layers"):
+        attncap.capture(model, layers=[True])

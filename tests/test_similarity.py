@@ -102,6 +102,11 @@ def test_wrong_arguments_of_distances_are_named(batches, smoothing, message):
         head_distances(models.text_model("bert"), batches, smoothing=smoothing)
 
 
+def test_distances_of_no_layer_are_refused():
+    with pytest.raises(ValueError, match="layers: expected some"):
+        head_distances(models.text_model("bert"), [models.tokens(1, 6, 1)], layers=[])
+
+
 def test_layers_of_other_tokens_cannot_be_compared():
     batch = models.tokens(1, 6, 1)
     with pytest.raises(ValueError, match="heads can be compared where they are the same"):
@@ -166,3 +171,5 @@ def test_wrong_distances_are_named(function):
         function([[0.0]], 1)
     with pytest.raises(ValueError, match="expected from 1 to 2, got 3"):
         function(torch.ones(2, 2), 3)
+    with pytest.raises(ValueError, match="distances: expected finite numbers"):
+        function(torch.full((2, 2), torch.nan), 2)

@@ -16,7 +16,7 @@ import attncap.nn
 from attncap import StatSpec, UnsupportedError
 from attncap.analysis import head_importance
 from tests import maps, models
-from tests.test_plain import WIDTH, Attention, seeded
+from tests.plain import WIDTH, Attention, seeded
 
 BATCH = models.tokens(2, 7, seed=1, padding="right")
 DUPLICATE = {"duplicate": attncap.tags.duplicate}

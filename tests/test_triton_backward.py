@@ -131,7 +131,7 @@ def test_head_dims_that_are_no_power_of_two(dtype: torch.dtype, dim: int, value_
     check(Case(query, key, value, StatSpec.none(), {"causal": True}).as_dtype(dtype))
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 7, 40), (1, 3, 7, 1), (2, 1, 1, 40), (7, 40), (40,), (3, 1, 1), (1, 1)])
+@pytest.mark.parametrize("shape", [(2, 3, 7, 40), (1, 3, 7, 1), (2, 1, 1, 40), (40,), (1, 1)])
 def test_a_floating_mask_has_a_gradient_of_its_own_shape(shape: tuple[int, ...]) -> None:
     torch.manual_seed(len(shape))
     query, key, value = torch.randn(2, 3, 7, 8), torch.randn(2, 1, 40, 8), torch.randn(2, 1, 40, 8)

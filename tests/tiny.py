@@ -91,9 +91,12 @@ def write_jsonl(path: Path, documents: Sequence[Any]) -> Path:
 # Torch's thread pools do not survive a fork, so nothing is computed in the parent.
 _HOST = """
 import json, os, signal, sys, time
-import transformers, pyarrow.parquet
-from transformers import AutoModel, AutoTokenizer, BertModel, BertTokenizerFast
-from attncap import cli, commands, corpus, scan
+import pandas, pydantic.type_adapter, pyarrow.pandas_compat, pyarrow.parquet  # which a scan comes to import
+import transformers
+from transformers import AutoModel, AutoTokenizer, BertModel, BertTokenizerFast, conversion_mapping
+from attncap import accumulate_io, cli, commands, corpus, cpu, ops, scan
+
+conversion_mapping.get_checkpoint_conversion_mapping("bert")
 
 scan.SHARD_SIZE = corpus.ShardSize(documents=32)
 

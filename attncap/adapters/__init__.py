@@ -32,7 +32,7 @@ class Sink(Protocol):
     importance: bool
     """Whether `record_gates` is to be called by the backwards that run."""
     takes_dropout: bool
-    """Whether calls with dropout are watched while the model's own attention computes them, or refused."""
+    """Whether calls with dropout are left to the model's own attention and watched beside it, or refused."""
 
     def selects(self, module: str) -> bool:
         """Whether the statistics of this module are wanted."""

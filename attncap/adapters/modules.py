@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,13 +22,13 @@ from attncap.adapters.compiled import room_to_compile
 from attncap.adapters.fastpath import follow_padded_rows
 from attncap.adapters.frames import Frame, Frames, cached_keys, padding_of_rows
 from attncap.adapters.intercept import Interception
-from attncap.adapters.operator import number_of, observe, served
+from attncap.adapters.operator import gradients_of, number_of, observe, served
 from attncap.adapters.served import ServedCall, check_dropout, computed, fitting, tokens_of_mask
-from attncap.api import attention
+from attncap.heads_call import Attend, HeadsCall
 from attncap.layers import is_backward_running
-from attncap.mha import HeadsCall, multi_head_attention, weights_of
-from attncap.sdpa import attend_of_thread, recording, sdpa_by
-from attncap.types import StatSpec, UnsupportedError
+from attncap.mha import multi_head_attention, weights_of
+from attncap.sdpa import attend_of_thread, recording, sdpa_by, unrecorded
+from attncap.types import UnsupportedError
 
 _HAND_WRITTEN = "multiplies a softmax itself, where F.scaled_dot_product_attention would be seen"
 _SILENT = "ran without an attention call that can be seen"
@@ -173,15 +174,8 @@ class ModuleAdapter:
         given = {**dict(zip(_SDPA, args, strict=False)), **kwargs}
         if not self._drops(frame, given.get("dropout_p", 0.0)):
             return sdpa_by(self.attend, *args, **kwargs)
-        out, sink = original(*args, **kwargs), self._sink
-        assert sink is not None
-
-        def beside(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-            call = self._call(query, key, value, **options)
-            observe(self, call, sink, out, lambda rows: rows.reshape(query.shape[:3]))
-            return query.new_empty(*query.shape[:3], value.shape[-1])
-
-        sdpa_by(beside, **(given | {"dropout_p": 0.0}))
+        out = original(*args, **kwargs)
+        sdpa_by(self._beside(out), **(given | {"dropout_p": 0.0}))
         return out
 
     def serve_multi_head(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -208,11 +202,26 @@ class ModuleAdapter:
         """What torch's function gives, whose heads cannot be seen: they are computed once more beside it."""
         assert self._sink is not None
         if self._sink.importance:
-            raise UnsupportedError(f"importance: {frame.name} has dropout {given['dropout_p']} inside torch's function")
-        if not is_backward_running():
-            with torch.no_grad():
-                multi_head_attention(self._attend_heads, **{**given, "training": False})
-        return F.multi_head_attention_forward(**given)
+            raise UnsupportedError(
+                f"importance: {frame.name} has dropout {given['dropout_p']} inside torch's function, where its heads "
+                "cannot be seen; set it to 0, or capture without importance"
+            )
+        out, weights = F.multi_head_attention_forward(**given)
+        beside = self._beside(out)
+        with gradients_of(self._sink):
+            multi_head_attention(lambda call: (beside(call), None), **{**given, "training": False})
+        return out, weights
+
+    def _beside(self, out: Tensor) -> Attend:
+        """Takes the statistics of a call whose `out` the model's own attention gave; gives no numbers."""
+
+        def attend(call: HeadsCall) -> Tensor:
+            assert self._sink is not None
+            rows = call.query.shape[:3]
+            observe(self, self._placed(call), self._sink, out, lambda by_row: by_row.reshape(rows))
+            return call.query.new_empty(*rows, call.value.shape[-1])
+
+        return attend
 
     def saw_other_attention(self, function: str) -> None:
         """See `intercept.Server`."""
@@ -252,87 +261,54 @@ class ModuleAdapter:
             self._calls += 1
         return self._sink.selects(frame.name)
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        attn_mask: Tensor | None = None,
-        causal: bool = False,
-        scale: float | None = None,
-        key_mask: Tensor | None = None,
-        crosses: bool | None = None,
-    ) -> Tensor:
-        """See `attncap.sdpa.Attend`: query (B,H,Q,D), key and value (B,G,K,D)."""
+    def attend(self, call: HeadsCall) -> Tensor:
+        """See `attncap.heads_call.Attend`."""
         if not self._selects(self._frames.running[-1]):
-            spec = StatSpec.none()
-            out, _ = attention(query, key, value, spec, attn_mask=attn_mask, causal=causal, scale=scale, query_offset=0)
-            return out
-        call = self._call(
-            query, key, value, attn_mask=attn_mask, causal=causal, scale=scale, key_mask=key_mask, crosses=crosses
-        )
+            return unrecorded(call)
         assert self._sink is not None
         with torch._C.DisableTorchFunction():
-            return served(self, self._number, call, self._sink)
+            return served(self, self._number, self._placed(call), self._sink)
 
-    def _call(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        attn_mask: Tensor | None = None,
-        causal: bool = False,
-        scale: float | None = None,
-        key_mask: Tensor | None = None,
-        crosses: bool | None = None,
-    ) -> ServedCall:
-        """The next call of the innermost running module."""
+    def _placed(self, call: HeadsCall) -> ServedCall:
+        """The next call of the innermost running module, with what the modules around it know of its tokens."""
         running = self._frames.running
         frame = running[-1]
-        batch, rows, keys = query.shape[0], query.shape[2], key.shape[2]
-        crosses = frame.looks_elsewhere if crosses is None else crosses
-        key_mask = tokens_of_mask(attn_mask, batch, keys) if key_mask is None else key_mask
-        query_mask = padding_of_rows(running, batch, rows, crosses=crosses)
-        if not crosses and rows == keys:
-            query_mask = key_mask if query_mask is None else query_mask
-            key_mask = query_mask if key_mask is None else key_mask
+        crosses = frame.looks_elsewhere if call.crosses is None else call.crosses
+        query_mask, key_mask = self._tokens(call, crosses=crosses)
         annotations = next((one.annotations for one in reversed(running) if one.annotations is not None), None)
         cached = max(one.cached for one in running)
         number, frame.calls = frame.calls, frame.calls + 1
         return ServedCall(
             name=f"{frame.name}#{number}" if number else frame.name,
             crosses=crosses,
-            query=query,
-            key=key,
-            value=value,
-            attn_mask=attn_mask,
-            causal=causal,
-            scale=scale,
-            query_mask=None if query_mask is None else query_mask.to(query.device),
-            key_mask=None if key_mask is None else key_mask.to(query.device),
-            padded=query_mask is not None,
-            annotations=fitting(annotations, frame.name, query, key),
-            # Where the rows stand; but torch's causal mask starts at 0 whatever was cached.
-            query_offset=0 if causal or crosses else cached,
-            phase=DECODE if cached and rows == 1 else PREFILL,
-        )
-
-    def _attend_heads(self, call: HeadsCall) -> tuple[Tensor, None]:
-        crosses = call.crosses
-        if torch.compiler.is_compiling():  # where tensors cannot be compared, the module's arguments can
-            crosses = self._frames.running[-1].looks_elsewhere
-        out = self.attend(
-            call.query,
-            call.key,
-            call.value,
+            query=call.query,
+            key=call.key,
+            value=call.value,
             attn_mask=call.attn_mask,
             causal=call.causal,
-            key_mask=call.key_mask,
-            crosses=crosses,
+            scale=call.scale,
+            query_mask=None if query_mask is None else query_mask.to(call.query.device),
+            key_mask=None if key_mask is None else key_mask.to(call.query.device),
+            padded=query_mask is not None,
+            annotations=fitting(annotations, frame.name, call.query, call.key),
+            # Where the rows stand; but torch's causal mask starts at 0 whatever was cached.
+            query_offset=0 if call.causal or crosses else cached,
+            phase=DECODE if cached and call.query.shape[2] == 1 else PREFILL,
         )
-        return out, None
+
+    def _tokens(self, call: HeadsCall, *, crosses: bool) -> tuple[Tensor | None, Tensor | None]:
+        """(B, Q) and (B, K) bool, False for padding; None where nothing is known of it."""
+        batch, rows, keys = call.query.shape[0], call.query.shape[2], call.key.shape[2]
+        key_mask = tokens_of_mask(call.attn_mask, batch, keys) if call.key_mask is None else call.key_mask
+        query_mask = padding_of_rows(self._frames.running, batch, rows, crosses=crosses)
+        if crosses or rows != keys:
+            return query_mask, key_mask
+        return key_mask if query_mask is None else query_mask, query_mask if key_mask is None else key_mask
+
+    def _attend_heads(self, call: HeadsCall) -> tuple[Tensor, None]:
+        if torch.compiler.is_compiling():  # where tensors cannot be compared, the module's arguments can
+            call = replace(call, crosses=self._frames.running[-1].looks_elsewhere)
+        return self.attend(call), None
 
     def serve(self, call: ServedCall) -> tuple[Tensor, Tensor]:
         """See `operator.Server`."""

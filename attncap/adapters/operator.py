@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -101,14 +102,14 @@ def observe(server: Server, call: ServedCall, sink: Sink, out: Tensor, by_rows: 
     """Take the statistics of a call that the model's own attention computes, with dropout: as they are without it.
 
     Args:
-        out: what the model's attention gave, in any shape; nothing that is done here is differentiated.
+        out: what the model's attention gave, in any shape.
         by_rows: of a tensor shaped as `out` without its last dimension, the same as (B, H, Q).
     """
-    if is_backward_running():
-        _refuse_gradient(out, refusal_once_more(call, sink))
-    else:
-        with torch.no_grad():
+    refusal = refusal_once_more(call, sink) if is_backward_running() else ""
+    if sink.differentiable or not is_backward_running():
+        with gradients_of(sink):
             server.serve(call)
+    _refuse_gradient(out, refusal)
     if not (server.wants_gates and out.requires_grad):
         return
     kept = out.detach()
@@ -119,6 +120,11 @@ def observe(server: Server, call: ServedCall, sink: Sink, out: Tensor, by_rows: 
         server.saw_gates(call, by_rows(by_gate))
 
     out.register_hook(saw)  # type: ignore[no-untyped-call]
+
+
+def gradients_of(sink: Sink) -> AbstractContextManager[None]:
+    """Where a call is computed beside the model's own attention, for its statistics alone: they may have gradients."""
+    return torch.set_grad_enabled(sink.differentiable and torch.is_grad_enabled())
 
 
 def _by_operator(number: int, call: ServedCall) -> Tensor:

@@ -131,11 +131,14 @@ def check_dropout(name: str, dropout: float, sink: Sink) -> None:
         return
     if not sink.takes_dropout:
         raise UnsupportedError(
-            f"dropout: {name} has dropout {dropout} in training mode; call model.eval() first, or watch it with "
-            "attncap.Monitor"
+            f"dropout: {name} has dropout {dropout} in training mode, and what is shown of its heads would not be what "
+            "they give; call model.eval() first"
         )
     if torch.compiler.is_compiling():
-        raise UnsupportedError(f"dropout: {name} has dropout {dropout}, which is not watched in a compiled graph")
+        raise UnsupportedError(
+            f"dropout: {name} has dropout {dropout}, which cannot be watched in a compiled graph; set it to 0, or "
+            "capture the model itself, not compiled"
+        )
 
 
 def fitting(annotations: Annotations | None, name: str, query: Tensor, key: Tensor) -> Annotations:

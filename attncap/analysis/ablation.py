@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attncap.analysis.batches import Loss, run, token_mask
+from attncap.analysis.batches import Loss, each, run, some, token_mask
 from attncap.analysis.blocks import AttentionBlock, Edit, attention_blocks, heads_by_block
 
 ZERO, MEAN, UNIFORM = "zero", "mean", "uniform"
@@ -96,8 +96,7 @@ def pruning_curve(
     Raises:
         TypeError, ValueError, UnsupportedError: as `ablate`; no batches; steps that do not rise or are out of range.
     """
-    if not len(batches):
-        raise ValueError("batches: expected at least one, got none")
+    some(batches)
     order = _order(ranking)
     counts = list(range(len(order) + 1) if steps is None else steps)
     if counts != sorted(set(counts)) or any(not 0 <= count <= len(order) for count in counts):
@@ -156,7 +155,7 @@ def _means(
     with ExitStack() as undo, torch.no_grad():
         for block in chosen:
             block.edit_heads(undo, adding(block))
-        for one in batches:
+        for one in each(batches):
             batch = one
             run(model, one)
     silent = [block.name for block in chosen if not counts[block]]

@@ -122,6 +122,10 @@ def compare(
     """
     if permutations < 1:
         raise ValueError(f"permutations: expected at least 1, got {permutations}")
+    if seed < 0:
+        raise ValueError(f"seed: expected at least 0, got {seed}")
+    if isinstance(stats, str):
+        raise TypeError(f"stats: expected a list of names, got {stats!r}")
     a, b = read_run(run_a), read_run(run_b)
     group_b = group_a if group_b is None else group_b
     if not all(RunFolder(run.path).table(SEQUENCES).is_file() for run in (a, b)):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attncap.adapters.served import ServedCall
-from attncap.analysis.batches import run
+from attncap.analysis.batches import each, run
 from attncap.analysis.blocks import by_layer_and_head
 from attncap.analysis.roles import HALF
 from attncap.capture import Capture
@@ -82,14 +82,14 @@ def focus_drift(
         ValueError: no batches; `trigger` does not fit the batch or marks nothing in a sentence.
     """
     before, after = _Foci(focus), _Foci(focus)
-    for foci, batches, of in ((before, clean, None), (after, triggered, trigger)):
+    for name, foci, batches, of in (("clean", before, clean, None), ("triggered", after, triggered, trigger)):
         spec = StatSpec(entropy=False, max=False, sink=0, diagonal=None, topk=1)
         with torch.no_grad(), Capture(model, spec, watch=foci.watch, tags=foci.tags if of else None):
-            for batch in batches:
+            for batch in each(batches, name):
                 foci.marked = None if of is None else _marked(of(batch))
                 run(model, batch)
         if not foci.heads:
-            raise ValueError(f"{'clean' if of is None else 'triggered'}: expected at least one batch, got none")
+            raise ValueError(f"{name}: expected at least one batch, got none")
     sentences = next(iter(after.heads.values())).sentences
     even = next(iter(after.heads.values())).even
     return FocusDrift(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attncap.analysis.ablation import ZERO, pruning_curve
-from attncap.analysis.batches import Loss, token_mask
+from attncap.analysis.batches import Loss, some, token_mask
 from attncap.analysis.blocks import AttentionBlock, Edit, attention_blocks, by_layer_and_head
 
 
@@ -41,14 +41,12 @@ def head_importance(model: nn.Module, batches: Sequence[Any], loss: Loss) -> Ten
         TypeError, ValueError: no batches; the loss is no scalar tensor, or does not depend on any head.
         UnsupportedError: the layout of the weights is not known.
     """
-    if not len(batches):
-        raise ValueError("batches: expected at least one, got none")
     blocks = attention_blocks(model)
     gates = _Gates(blocks)
     with ExitStack() as undo, torch.enable_grad():
         for block in blocks:
             block.edit_heads(undo, gates.on(block))
-        for batch in batches:
+        for batch in some(batches):
             gates.backward(loss(model, batch), batch)
     return by_layer_and_head([gates.importance(block) for block in blocks])
 

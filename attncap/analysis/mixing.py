@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from attncap.adapters.served import ServedCall
-from attncap.analysis.batches import run
+from attncap.analysis.batches import each, run
 from attncap.analysis.blocks import AttentionBlock, attention_blocks, by_layer_and_head
 from attncap.capture import Capture
 from attncap.layers import module_of
@@ -87,7 +87,7 @@ def mixing_ratio(model: nn.Module, batches: Iterable[Any], *, residual: bool = T
         undo.enter_context(torch.no_grad())
         undo.enter_context(Capture(model, StatSpec(entropy=False, max=False, sink=0, topk=0), watch=watch))
         frames = _Frames(blocks.values(), model, undo)
-        for batch in batches:
+        for batch in each(batches):
             run(model, batch)
             for frame in frames.take(calls):
                 found = frame.ratios(residual)

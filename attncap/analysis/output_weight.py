@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attncap.adapters.served import ServedCall
-from attncap.analysis.batches import run
+from attncap.analysis.batches import each, run
 from attncap.analysis.blocks import AttentionBlock, attention_blocks, by_layer_and_head
 from attncap.analysis.circuits import circuits
 from attncap.api import attention
@@ -107,7 +107,7 @@ def output_weight(model: nn.Module, batches: Iterable[Any]) -> OutputWeight:
 
     spec = StatSpec(entropy=False, max=False, sink=0, diagonal=None, topk=0, received=True)
     with torch.no_grad(), Capture(model, spec, watch=watch):
-        for batch in batches:
+        for batch in each(batches):
             run(model, batch)
     ran = [name for name, one in sums.items() if one.rows]
     if not ran:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attncap.adapters.served import ServedCall
-from attncap.analysis.batches import run
+from attncap.analysis.batches import each, run
 from attncap.analysis.blocks import by_layer_and_head
 from attncap.analysis.row_blocks import row_block, rows_at_once
 from attncap.capture import Capture
@@ -58,7 +58,7 @@ def patch_distance(
         sums[name] = total, count + len(call.query) * len(place)
 
     with torch.no_grad(), Capture(model, StatSpec.none(), watch=watch):
-        for batch in batches:
+        for batch in each(batches):
             run(model, batch)
     if not sums:
         raise ValueError("batches: expected at least one, got none")

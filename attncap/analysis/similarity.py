@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attncap.adapters.served import ServedCall
-from attncap.analysis.batches import run
+from attncap.analysis.batches import each, run
 from attncap.analysis.row_blocks import row_block, rows_at_once
 from attncap.capture import Capture
 from attncap.types import HeadStats, StatSpec
@@ -77,10 +77,12 @@ def head_distances(
     heads: tuple[tuple[str, int], ...] = ()
     total, rows = torch.zeros(()), 0
     with torch.no_grad(), Capture(model, StatSpec.none(), layers=layers, watch=watch):
-        for batch in batches:
+        for batch in each(batches):
             calls.clear()
             run(model, batch)
             found = tuple((name, head) for name, (call, _) in calls.items() for head in range(call.query.shape[1]))
+            if not found:
+                raise ValueError("layers: expected some that run, got none")
             if heads and found != heads:
                 raise ValueError("batches: expected the same attention modules to run in each, got others")
             heads = found
@@ -101,7 +103,7 @@ def clusters(distances: Tensor, number: int) -> Tensor:
         (H,) int64, the number of each head's group, numbered in the order of their first heads.
 
     Raises:
-        ValueError: not a square, or `number` is not from 1 to H.
+        ValueError: not a square, not finite, or `number` is not from 1 to H.
     """
     size = len(_square(distances))
     if not 1 <= number <= size:
@@ -135,7 +137,7 @@ def coordinates(distances: Tensor, dimensions: int = 2) -> Tensor:
         (H, dimensions) float64; a dimension without anything to show is 0.
 
     Raises:
-        ValueError: not a square, or `dimensions` is not from 1 to H.
+        ValueError: not a square, not finite, or `dimensions` is not from 1 to H.
     """
     size = len(_square(distances))
     if not 1 <= dimensions <= size:
@@ -154,6 +156,8 @@ def _square(distances: Any) -> Tensor:
         raise TypeError(f"distances: expected a tensor, got {type(distances).__name__}")
     if distances.dim() != 2 or distances.shape[0] != distances.shape[1]:
         raise ValueError(f"distances: expected (heads, heads), got {tuple(distances.shape)}")
+    if not distances.isfinite().all():
+        raise ValueError("distances: expected finite numbers")
     return distances
 
 

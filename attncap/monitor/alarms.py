@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,4 +131,6 @@ def _checked(name: str, thresholds: Any) -> dict[str, float]:
     for stat, threshold in thresholds.items():
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
             raise TypeError(f"{name}[{stat!r}]: expected a number, got {threshold!r}")
+        if math.isnan(threshold):
+            raise ValueError(f"{name}[{stat!r}]: expected a number, got one that is never passed, {threshold}")
     return {stat: float(threshold) for stat, threshold in thresholds.items()}

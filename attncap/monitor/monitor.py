@@ -257,8 +257,6 @@ class _Tap(Capture):
         model: without a wrapper of torch.compile, so that a graph may ask whether it is in training mode.
     """
 
-    takes_dropout = True
-
     def __init__(self, model: nn.Module, spec: StatSpec, evaluation: bool, **options: Any) -> None:
         super().__init__(model, spec, **options)
         self.sums = HeadSums()

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from attncap.api import attention
-from attncap.mha import HeadsCall, multi_head_attention
+from attncap.heads_call import HeadsCall
+from attncap.mha import multi_head_attention
 from attncap.sdpa import attend_of_thread
 from attncap.types import HeadStats, StatSpec
 from attncap.validation import check_spec
@@ -139,15 +140,7 @@ def _attend(call: HeadsCall, spec: StatSpec | None) -> tuple[Tensor, HeadStats |
     out = None
     recorder = attend_of_thread()
     if recorder is not None:
-        out = recorder(
-            call.query,
-            call.key,
-            call.value,
-            attn_mask=call.attn_mask,
-            causal=call.causal,
-            key_mask=call.key_mask,
-            crosses=call.crosses,
-        )
+        out = recorder(call)
         if spec is None:
             return out, None
     query_mask = call.key_mask if not call.crosses and call.query.shape[2] == call.key.shape[2] else None

@@ -33,8 +33,9 @@ def print_comparison(comparison: Comparison, level: float = 0.05, console: Any =
 
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
-    """Write all heads to a .parquet or .csv file."""
+    """Write all heads to a .parquet or .csv file; its folder is made where there is none."""
     pyarrow = require("pyarrow", "report")
+    path.parent.mkdir(parents=True, exist_ok=True)
     table = pyarrow.Table.from_pylist([asdict(one) for one in comparison.differences])
     if path.suffix == ".csv":
         require("pyarrow.csv", "report").write_csv(table, path)

@@ -12,7 +12,7 @@ from attncap.analysis.compare import Comparison, compare
 from attncap.progress import plural
 from attncap.report.content import Grid, Layer, Report
 from attncap.report.glossary import Statistic, describe
-from attncap.store import Run, RunError
+from attncap.store import Run, RunMismatchError
 
 LEVEL = 0.05
 """Heads whose corrected p is at most this are marked."""
@@ -155,11 +155,11 @@ def check_alike(runs: tuple[Run, ...]) -> None:
     """Refuse the same run twice.
 
     Raises:
-        RunError: two of them are one.
+        RunMismatchError: two of them are one.
     """
     seen = set()
     for run in runs:
         place = run.path.resolve()
         if place in seen:
-            raise RunError(f"{run.path}: given twice; give other runs to compare it with")
+            raise RunMismatchError(f"{run.path}: given twice; give other runs to compare it with")
         seen.add(place)

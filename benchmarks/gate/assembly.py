@@ -6,6 +6,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def main_loop(lines: list[str], vendor: str) -> list[str]:
 
 def product_loop(lines: list[str], vendor: str) -> list[str]:
     """The same, but loops without products may stand in it."""
-    every = [one for one in loops(lines, vendor) if count(lines[one[0] : one[1] + 1], MATRIX[vendor])]
+    before = _products_before(lines, vendor)
+    every = [(first, last) for first, last in loops(lines, vendor) if before[last + 1] > before[first]]
     inner = [one for one in every if not any(one != other and _holds(one, other) for other in every)]
     return _with_most_products(lines, inner, vendor)
 
@@ -115,9 +117,18 @@ def loops(lines: list[str], vendor: str) -> list[tuple[int, int]]:
 
 
 def _with_most_products(lines: list[str], spans: list[tuple[int, int]], vendor: str) -> list[str]:
-    bodies = [[line for line in lines[a : b + 1] if not line.endswith(":")] for a, b in spans]
-    bodies = [body for body in bodies if count(body, MATRIX[vendor])]
-    return min(bodies, key=lambda body: (-count(body, MATRIX[vendor]), len(body)), default=[])
+    before = _products_before(lines, vendor)
+    products = {(first, last): before[last + 1] - before[first] for first, last in spans}
+    most = max(products.values(), default=0)
+    fullest = [lines[first : last + 1] for (first, last), number in products.items() if 0 < number == most]
+    bodies = [[line for line in body if not line.endswith(":")] for body in fullest]
+    return min(bodies, key=len, default=[])
+
+
+def _products_before(lines: list[str], vendor: str) -> list[int]:
+    """How many products come before each line, and before the end."""
+    product = re.compile(MATRIX[vendor])
+    return list(accumulate((bool(product.search(line)) for line in lines), initial=0))
 
 
 def _holds(outer: tuple[int, int], inner: tuple[int, int]) -> bool:
@@ -125,7 +136,8 @@ def _holds(outer: tuple[int, int], inner: tuple[int, int]) -> bool:
 
 
 def count(lines: list[str], pattern: str) -> int:
-    return sum(bool(re.search(pattern, line)) for line in lines)
+    found = re.compile(pattern).search
+    return sum(bool(found(line)) for line in lines)
 
 
 def _scores_of_tile(kernel: Any) -> int:

@@ -50,11 +50,13 @@ class RowBlock {
     int64_t block_end(int64_t block) const { return std::min(seen_.end, (block + 1) * kBlockKeys<T>); }
 
     void load_lane_facts() {
-        w_.all_counted = !p_.query_mask.given();
+        w_.all_counted = true;
         for (int64_t i = 0; i < vectors_ * L::kWidth; ++i) {  // lanes past the last repeat it, and do not count
             const int64_t lane = std::min(i, t_.lanes() - 1), row = t_.row_of(lane), batch = t_.sequence.batch;
             s_.position[i] = Int(t_.position_of(lane));
-            w_.counted[i] = i < t_.lanes() && (!p_.query_mask.given() || *p_.query_mask.at(batch, row) != 0);
+            const bool is_asked = !p_.query_mask.given() || *p_.query_mask.at(batch, row) != 0;
+            w_.counted[i] = i < t_.lanes() && is_asked;
+            w_.all_counted = w_.all_counted && is_asked;
             for (int64_t t = 0; t < p_.tags; ++t) {
                 s_.query_tags[t * kRows + i] = read<int32_t>(p_.query_tags.at(t, batch, row));
             }

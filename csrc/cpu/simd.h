@@ -12,7 +12,7 @@
 //   fma_kept  a b + c in lanes kept, else c, for finite a and any b
 //   transpose    kWidth vectors as the rows of a square
 //   sum_each     lane i of the result is the sum of vector i
-//   flags        bit i is set where lane i is
+//   gather, scatter   the number at each lane's place
 //
 // Arithmetic on V is the compiler's own vector arithmetic; what differs between sets stands below.
 #pragma once
@@ -54,6 +54,8 @@ struct Lanes<float> {
     static I load_int(const Int* p) { return _mm512_loadu_si512(p); }
     static void store_int(Int* p, I v) { _mm512_storeu_si512(p, v); }
     static I all_int(Int x) { return _mm512_set1_epi32(x); }
+    static V gather(const T* p, I places) { return _mm512_i32gather_ps(places, p, sizeof(T)); }
+    static void scatter(T* p, I places, V v) { _mm512_i32scatter_ps(p, places, v, sizeof(T)); }
     static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
     static V max(V a, V b) { return _mm512_max_ps(a, b); }
     static V min(V a, V b) { return _mm512_min_ps(a, b); }
@@ -120,7 +122,6 @@ struct Lanes<float> {
             a[j + 8] = _mm512_shuffle_f32x4(b[j], b[j + 8], 0xdd);
         }
     }
-    static unsigned flags(M m) { return m; }
 };
 
 template <>
@@ -138,6 +139,8 @@ struct Lanes<double> {
     static I load_int(const Int* p) { return _mm512_loadu_si512(p); }
     static void store_int(Int* p, I v) { _mm512_storeu_si512(p, v); }
     static I all_int(Int x) { return _mm512_set1_epi64(x); }
+    static V gather(const T* p, I places) { return _mm512_i64gather_pd(places, p, sizeof(T)); }
+    static void scatter(T* p, I places, V v) { _mm512_i64scatter_pd(p, places, v, sizeof(T)); }
     static V fma(V a, V b, V c) { return _mm512_fmadd_pd(a, b, c); }
     static V max(V a, V b) { return _mm512_max_pd(a, b); }
     static V min(V a, V b) { return _mm512_min_pd(a, b); }
@@ -170,7 +173,6 @@ struct Lanes<double> {
         for (int i = 1; i < kWidth; ++i) total = total + a[i];
         return total;
     }
-    static unsigned flags(M m) { return m; }
 };
 
 #else
@@ -208,6 +210,14 @@ struct GenericLanes {
     }
     static void store_int(Int* p, I v) { std::memcpy(p, &v, sizeof v); }
     static I all_int(Int x) { return x - I{}; }
+    static V gather(const T* p, I places) {
+        V v;
+        for (int lane = 0; lane < kWidth; ++lane) v[lane] = p[places[lane]];
+        return v;
+    }
+    static void scatter(T* p, I places, V v) {
+        for (int lane = 0; lane < kWidth; ++lane) p[places[lane]] = v[lane];
+    }
     static M less(V a, V b) { return a < b; }
     static M less_equal(V a, V b) { return a <= b; }
     static M above(V a, V b) { return ~(a <= b); }
@@ -246,11 +256,6 @@ struct GenericLanes {
         for (int i = 1; i < kWidth; ++i) total = total + a[i];
         return total;
     }
-    static unsigned flags(M m) {
-        unsigned set = 0;
-        for (int lane = 0; lane < kWidth; ++lane) set |= unsigned(m[lane] & 1) << lane;
-        return set;
-    }
 };
 
 template <>
@@ -265,6 +270,7 @@ struct Lanes<float> : GenericLanes<float, int32_t> {
         const V power = from_bits(fraction + ((low & ~(kPowers - 1)) << 20));
         return from_bits(bits(fma(power, y, power)) & kept);
     }
+    static V gather(const T* p, I places) { return _mm256_i32gather_ps(p, (__m256i)places, sizeof(T)); }
     static V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
     static V fma_kept(M kept, V a, V b, V c) { return fma(a, from_bits(bits(b) & kept), c); }
     static V max(V a, V b) { return _mm256_max_ps(a, b); }
@@ -289,7 +295,6 @@ struct Lanes<float> : GenericLanes<float, int32_t> {
         const V high = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
         return _mm256_permute2f128_ps(low, high, 0x20) + _mm256_permute2f128_ps(low, high, 0x31);
     }
-    static unsigned flags(M m) { return unsigned(_mm256_movemask_ps((__m256)m)); }
 #else
     static V fma(V a, V b, V c) { return a * b + c; }
     static V fma_kept(M kept, V a, V b, V c) { return fma(a, from_bits(bits(b) & kept), c); }
@@ -307,6 +312,7 @@ struct Lanes<float> : GenericLanes<float, int32_t> {
 template <>
 struct Lanes<double> : GenericLanes<double, int64_t> {
 #if defined(ATTNCAP_AVX2)
+    static V gather(const T* p, I places) { return _mm256_i64gather_pd(p, (__m256i)places, sizeof(T)); }
     static V fma(V a, V b, V c) { return _mm256_fmadd_pd(a, b, c); }
     static V fma_kept(M kept, V a, V b, V c) { return fma(a, from_bits(bits(b) & kept), c); }
     static V max(V a, V b) { return _mm256_max_pd(a, b); }

@@ -39,7 +39,7 @@ inline typename Lanes<T>::V shift_of(typename Lanes<T>::V largest) {
 
 // The block's largest score of every row, from those of its tiles of keys; the top-k lists take the block in.
 template <class T>
-void scan_scores(const T* scores, const T* largest, int64_t key0, int64_t count, int vectors, RowState<T>* state,
+void scan_scores(const T* scores, T* largest, int64_t key0, int64_t count, int vectors, RowState<T>* state,
                  T* block_max) {
     using L = Lanes<T>;
     const int64_t tiles = (count + L::kTileKeys - 1) / L::kTileKeys;
@@ -49,8 +49,8 @@ void scan_scores(const T* scores, const T* largest, int64_t key0, int64_t count,
             best = L::max(best, L::load(largest + tile * kRows + v * L::kWidth));
         }
         L::store(block_max + v * L::kWidth, best);
-        if (state->top.k > 0) state->top.take_block(scores, largest, key0, count, v);
     }
+    if (state->top.k > 0) state->top.take_block(scores, largest, key0, count, vectors);
 }
 
 // Moves every sum to the new maximum; decay is the factor that the output rows still need.
@@ -223,25 +223,45 @@ void add_sink(const T* exponentials, int64_t key0, int64_t end, int vectors, Row
     }
 }
 
-// sum of the exponentials of keys whose tag equals the row's; negative key tags match nothing.
+// sum of the exponentials of keys whose tag equals the row's; negative key tags match nothing. Of all vectors together,
+// whose sums do not wait for one another.
+template <class T, int Vectors>
+void add_tag_of(const T* exponentials, const int32_t* key_tags, int64_t count, const int32_t* row_tags, T* sums) {
+    using L = Lanes<T>;
+    typename L::I wanted[Vectors];
+    for (int v = 0; v < Vectors; ++v) {
+        typename L::Int tags[L::kWidth];
+        for (int lane = 0; lane < L::kWidth; ++lane) tags[lane] = row_tags[v * L::kWidth + lane];
+        wanted[v] = L::load_int(tags);
+    }
+    for (int64_t k = 0; k < count;) {
+        typename L::V sum[Vectors];
+        for (auto& one : sum) one = L::all(0);
+        for (const int64_t next = std::min(k + kSummed, count); k < next; ++k) {
+            if (key_tags[k] < 0) continue;
+            const auto tag = L::all_int(key_tags[k]);
+            const T* p = exponentials + k * kRows;
+#pragma GCC unroll 8
+            for (int v = 0; v < Vectors; ++v) {
+                sum[v] = sum[v] + L::select(L::equal_int(wanted[v], tag), L::load(p + v * L::kWidth), L::all(0));
+            }
+        }
+        for (int v = 0; v < Vectors; ++v) {
+            T* total = sums + v * L::kWidth;
+            L::store(total, L::load(total) + sum[v]);
+        }
+    }
+}
+
 template <class T>
 void add_tag(const T* exponentials, const int32_t* key_tags, int64_t count, int64_t tag, int vectors, RowState<T>* s) {
     using L = Lanes<T>;
-    using Int = typename L::Int;
-    for (int v = 0; v < vectors; ++v) {
-        const int64_t r = tag * kRows + v * L::kWidth;
-        Int row_tags[L::kWidth];
-        for (int lane = 0; lane < L::kWidth; ++lane) row_tags[lane] = s->query_tags[r + lane];
-        const auto wanted = L::load_int(row_tags);
-        for (int64_t k = 0; k < count;) {
-            auto sum = L::all(0);
-            for (const int64_t next = std::min(k + kSummed, count); k < next; ++k) {
-                if (key_tags[k] < 0) continue;
-                const auto p = L::load(exponentials + k * kRows + v * L::kWidth);
-                sum = sum + L::select(L::equal_int(wanted, L::all_int(key_tags[k])), p, L::all(0));
-            }
-            L::store(s->tags + r, L::load(s->tags + r) + sum);
-        }
+    for (int v = 0; v < vectors; v += L::kTileVectors) {
+        with_constant<L::kTileVectors>(std::min(L::kTileVectors, vectors - v), [&](auto some) {
+            const int64_t r = v * L::kWidth, of_tag = tag * kRows + r;
+            add_tag_of<T, decltype(some)::value>(exponentials + r, key_tags, count, s->query_tags + of_tag,
+                                                 s->tags + of_tag);
+        });
     }
 }
 

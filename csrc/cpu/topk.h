@@ -3,9 +3,9 @@
 // Invariant: entry t of a row's list is not smaller than entry t + 1, and of equal scores the lower key comes first.
 // Keys arrive in rising order, so an equal newcomer goes behind; scores of -inf (unseen) never enter.
 //
-// Few keys of a block matter to a row. The k-th largest of the maxima of its tiles of keys is a lower bound of the k-th
-// largest score, so only tiles that reach it are looked into. What reaches it there is inserted for a whole vector of
-// rows at once, each row's first candidate, its second and so on.
+// A row's largest score is the largest of the maxima of its tiles of keys. Once it is taken its tile, a few keys, gets
+// a new maximum, and the next score is the largest maximum again. What is searched are the maxima of a few groups of
+// tiles.
 #pragma once
 
 #include "cpu/tiles.h"
@@ -34,185 +34,193 @@ struct TopK {
     using I = typename L::I;
     using Int = typename L::Int;
     static constexpr int64_t kTileKeys = L::kTileKeys;
-    static constexpr int64_t kSlots = 16;                 // candidates of a row that are inserted together
-    static constexpr int64_t kTogether = 32 * L::kWidth;  // candidates found before they are inserted, about
-    // A tile's flags of reaching the bound, one for each key and row of a vector, fill one word or two.
-    static constexpr int64_t kTileWords = (kTileKeys * L::kWidth + 63) / 64, kWordKeys = kTileKeys / kTileWords;
-    static_assert(kWordKeys * kTileWords == kTileKeys, "words hold as many keys each");
-
-    struct Reached {
-        uint64_t flags;  // bit i * kWidth + lane: whether the row of the lane reaches its bound with key + i
-        int64_t key;     // of the block
-    };
 
     int64_t k = 0;
     T* score = nullptr;  // [k][kRows]
     Int* key = nullptr;  // [k][kRows]
-    // Scratch for one vector of rows.
-    Int* tiles = nullptr;        // [block's tiles] those that some row reaches
-    Reached* reached = nullptr;  // [kReachedRoom] words that are not 0
-    T* slot_score = nullptr;     // [kSlots][kWidth] -inf between calls
-    Int* slot_key = nullptr;     // [kSlots][kWidth]
-
-    static constexpr int64_t kReachedRoom = kTogether + kTileWords + 1;
 
     void clear() {
         std::fill(score, score + kRows * k, T(-INFINITY));
         std::fill(key, key + kRows * k, Int(-1));
     }
 
-    // Takes in keys key0 .. key0 + count - 1 of one vector of rows; `largest` is that of each tile of keys.
-    void take_block(const T* scores, const T* largest, int64_t key0, int64_t count, int vector) {
-        const int64_t row0 = vector * L::kWidth;
-        const T *column = scores + row0, *tile_max = largest + row0;
-        const int64_t blocks_tiles = (count + kTileKeys - 1) / kTileKeys;
-        const auto held = held_least(row0);
-        auto bound = next_above<T>(held);
-        // Once the lists are full their last entry is bound enough, unless scores rise with the keys.
-        int64_t found = 0, hits = kMany;
-        if (!L::any(L::equal(held, L::all(T(-INFINITY))))) hits = find_tiles(tile_max, blocks_tiles, bound, &found);
-        if (hits >= kMany) {
-            bound = L::max(kth_largest(tile_max, blocks_tiles), bound);
-            find_tiles(tile_max, blocks_tiles, bound, &found);
-        }
-        for (int64_t n = 0; n < found;) {
-            int64_t candidates = 0, words = 0;
-            for (; n < found && candidates < kTogether; ++n) {
-                const int64_t first = tiles[n] * kTileKeys;
-                candidates += list_reached(column, first, std::min(count, first + kTileKeys), bound, &words);
+    // Takes in keys key0 .. key0 + count - 1 of all vectors of rows; `largest` is that of each tile of keys, and loses
+    // what is taken in.
+    void take_block(const T* scores, T* largest, int64_t key0, int64_t count, int vectors) {
+        int v = 0;
+        for (; v + 2 <= vectors; v += 2) {  // two at a time, for each waits for its memory
+            Rows one(*this, scores, largest, key0, count, v), other(*this, scores, largest, key0, count, v + 1);
+            for (int64_t n = 0; n < k; ++n) {
+                const bool taken = one.take(n), taken_too = other.take(n);
+                if (!taken && !taken_too) break;
             }
-            insert_listed(column, key0, candidates, row0);
-            bound = L::max(bound, next_above<T>(held_least(row0)));
         }
+        if (v == vectors) return;
+        Rows last(*this, scores, largest, key0, count, v);
+        for (int64_t n = 0; n < k && last.take(n);) ++n;
     }
 
   private:
-    static constexpr int kSome = 4;  // what goes down a list together
-    static_assert(kSlots % kSome == 0, "slots go down in whole groups");
-    static constexpr int64_t kMany = 16 * L::kWidth;  // tiles reached, of all rows together
+    typedef Int Ints __attribute__((vector_size(sizeof(V))));
 
-    // The k-th entry of each row's list.
-    V held_least(int64_t row0) const { return L::load(score + (k - 1) * kRows + row0); }
+    static I shifted(I v, int64_t by) { return (I)((Ints)v + Int(by)); }
+    static I scaled(I v, int64_t by) { return (I)((Ints)v * Int(by)); }
+    static I at_most(I v, int64_t most) {
+        const I limit = L::all_int(Int(most));
+        return L::select_int(L::less_int(limit, v), limit, v);
+    }
 
-    // The k-th largest maximum among groups of tiles, a bound for each row; -inf where there are too few. Few groups
-    // are quicker to go through and bound nearly as well. Tiles of a group lie apart, for like scores are neighbours.
-    V kth_largest(const T* tile_max, int64_t count) const {
-        const int64_t together = std::max<int64_t>(1, count / (2 * k + 8)), groups = count / together;
-        auto largest_of = [&](int64_t group) {
-            auto largest = L::all(T(-INFINITY));
-            for (int64_t tile = group; tile < count; tile += groups) {
-                largest = L::max(largest, L::load(tile_max + tile * kRows));
-            }
-            return largest;
-        };
-        V list[kMostTopK];
-        for (int64_t t = 0; t < k; ++t) list[t] = L::all(T(-INFINITY));
-        for (int64_t group = 0; group < groups; group += kSome) {
-            V carried[kSome];
-            for (int i = 0; i < kSome; ++i) {
-                carried[i] = group + i < groups ? largest_of(group + i) : L::all(T(-INFINITY));
-            }
-            for (int64_t t = 0; t < k; ++t) {
-                auto held = list[t];
-#pragma GCC unroll 4
-                for (int i = 0; i < kSome; ++i) {
-                    const auto lower = L::min(held, carried[i]);
-                    held = L::max(held, carried[i]), carried[i] = lower;
+    // A vector of rows, and what a block still holds for it.
+    class Rows {
+      public:
+        Rows(TopK& top, const T* scores, T* largest, int64_t key0, int64_t count, int vector)
+            : top_(top),
+              row0_(vector * L::kWidth),
+              column_(scores + row0_),
+              tile_max_(largest + row0_),
+              key0_(key0),
+              count_(count),
+              tiles_((count + kTileKeys - 1) / kTileKeys),
+              together_((tiles_ + kMostGroups - 1) / kMostGroups),
+              part_((tiles_ + kParts * together_ - 1) / (kParts * together_)),
+              starts_(!L::any(L::less(L::all(T(-INFINITY)), L::load(top.score + row0_)))) {
+            for (int64_t group = 0; group < kParts * part_; ++group) {
+                auto most = L::all(T(-INFINITY));
+                const int64_t end = std::min(tiles_, (group + 1) * together_);
+                for (int64_t tile = group * together_; tile < end; ++tile) {
+                    most = L::max(L::load(tile_max_ + tile * kRows), most);
                 }
-                list[t] = held;
+                most_[group] = most;
             }
+            Int lanes[L::kWidth];
+            for (int i = 0; i < L::kWidth; ++i) lanes[i] = Int(i);
+            lanes_ = L::load_int(lanes);
+            last_ = L::all(T(INFINITY)), last_key_ = L::all_int(-1);
+            search(L::all_int(-1), L::all(T(INFINITY)));
         }
-        return list[k - 1];
-    }
 
-    // Lists the tiles in which some row reaches its bound, in rising order; gives in how many tiles how many rows do.
-    int64_t find_tiles(const T* tile_max, int64_t count, V bound, int64_t* found) {
-        int64_t hits = 0, listed = 0;
-        for (int64_t tile = 0; tile < count; ++tile) {
-            const int64_t rows = __builtin_popcount(L::flags(L::less_equal(bound, L::load(tile_max + tile * kRows))));
-            tiles[listed] = Int(tile);
-            listed += rows > 0;
-            hits += rows;
-        }
-        *found = listed;
-        return hits;
-    }
-
-    // Lists which rows reach their bounds with keys first .. last - 1, of one tile; gives how many times one does.
-    int64_t list_reached(const T* column, int64_t first, int64_t last, V bound, int64_t* words) {
-        int64_t found = 0;
-        for (int64_t key = first; key < last; key += kWordKeys) {
-            uint64_t flags = 0;
-            auto look = [&](int64_t i) {
-                flags |= uint64_t(L::flags(L::less_equal(bound, L::load(column + (key + i) * kRows)))) << i * L::kWidth;
-            };
-            if (last - key >= kWordKeys) {
-#pragma GCC unroll 8
-                for (int64_t i = 0; i < kWordKeys; ++i) look(i);
+        // The n-th largest of the block's scores goes to the lists; false where no row has use for it.
+        bool take(int64_t n) {
+            const V score = best_;
+            if (!L::any(L::less(L::load(top_.score + (top_.k - 1) * kRows + row0_), score))) return false;
+            V left;
+            const I key = together_ == 1 ? take_from_tile(group_, &left) : take_from_group(&left);
+            search(group_, left);
+            if (starts_) {
+                top_.put(n, score, shifted(key, key0_), row0_);
             } else {
-                for (int64_t i = 0; i < last - key; ++i) look(i);
+                top_.insert(score, shifted(key, key0_), row0_);
             }
-            reached[*words] = {flags, key};
-            *words += flags != 0;
-            found += __builtin_popcountll(flags);
+            return true;
         }
-        return found;
-    }
 
-    // Spreads the candidates listed over the slots of their rows, and inserts what the slots hold.
-    void insert_listed(const T* column, int64_t key0, int64_t candidates, int64_t row0) {
-        int64_t filled[L::kWidth] = {};
-        // Copies, which stores to the lists cannot change in the compiler's eyes.
-        T* const scores = slot_score;
-        Int* const keys = slot_key;
-        const Reached* word = reached;
-        uint64_t flags = word->flags;
-        for (int64_t n = 0; n < candidates; ++n) {
-            const uint64_t place = uint64_t(__builtin_ctzll(flags)), lane = place % L::kWidth;
-            const uint64_t key = uint64_t(word->key) + place / L::kWidth, slot = uint64_t(filled[lane]++);
-            scores[slot * L::kWidth + lane] = column[key * kRows + lane];
-            keys[slot * L::kWidth + lane] = Int(key0) + Int(key);
-            if (slot + 1 == kSlots) {
-                insert_slots(kSlots, row0);
-                std::fill(filled, filled + L::kWidth, 0);
-            }
-            // On to the next word where this one has ended, without a branch: it would go either way at random.
-            flags &= flags - 1;
-            const uint64_t next = word[1].flags, ended = flags == 0;
-            flags |= next & (0 - ended);
-            word += ended;
-        }
-        insert_slots(*std::max_element(filled, filled + L::kWidth), row0);
-    }
+      private:
+        static constexpr int64_t kMostGroups = 32, kParts = 4;
+        static constexpr int64_t kMostTogether =
+            ((kBlockKeys<T> + kTileKeys - 1) / kTileKeys + kMostGroups - 1) / kMostGroups;
 
-    // All rows' lists take in the slots, a few of which go down a list together, in their order. An entry comes to lie
-    // behind those that are not smaller, and from there on all move down.
-    void insert_slots(int64_t filled, int64_t row0) {
-        for (int64_t slot = 0; slot < filled; slot += kSome) {
-            V carried[kSome];
-            I carried_key[kSome];
-            typename L::M moving[kSome] = {};
-#pragma GCC unroll 4
-            for (int i = 0; i < kSome; ++i) {
-                T* here = slot_score + (slot + i) * L::kWidth;
-                carried[i] = L::load(here), carried_key[i] = L::load_int(slot_key + (slot + i) * L::kWidth);
-                L::store(here, L::all(T(-INFINITY)));
+        TopK& top_;
+        const int64_t row0_;
+        const T* column_;
+        T* tile_max_;
+        const int64_t key0_, count_, tiles_, together_, part_;
+        const bool starts_;    // the lists are empty
+        V most_[kMostGroups];  // the largest score of each group of tiles
+        V best_;               // the largest of all,
+        I group_;              // and the first group that has it
+        V last_;               // what was taken last,
+        I last_key_;           // and where it was
+        I lanes_;
+
+        // A row's `group` has no more than `left` now.
+        void search(I group, V left) {
+            V best[kParts], limit = L::all(T(INFINITY));
+            I at[kParts], within[kParts], number = L::all_int(0);
+            for (int i = 0; i < kParts; ++i) {
+                best[i] = L::all(T(-INFINITY)), at[i] = number, within[i] = shifted(group, -i * part_);
             }
-            for (int64_t t = 0; t < k; ++t) {
-                T* here = score + t * kRows + row0;
-                Int* key_here = key + t * kRows + row0;
-                auto held = L::load(here);
-                auto held_key = L::load_int(key_here);
+            for (int64_t n = 0; n < part_; ++n, number = shifted(number, 1)) {
 #pragma GCC unroll 4
-                for (int i = 0; i < kSome; ++i) {
-                    moving[i] = L::either(moving[i], L::less(held, carried[i]));
-                    const auto lower = L::min(held, carried[i]);
-                    const auto lower_key = L::select_int(moving[i], held_key, carried_key[i]);
-                    held = L::max(held, carried[i]), held_key = L::select_int(moving[i], carried_key[i], held_key);
-                    carried[i] = lower, carried_key[i] = lower_key;
+                for (int i = 0; i < kParts; ++i) {
+                    V& most = most_[i * part_ + n];
+                    // Not a selection: compilers make a masked store of that, for which the next load has to wait.
+                    most = L::min(most, L::select(L::equal_int(within[i], number), left, limit));
+                    at[i] = L::select_int(L::less(best[i], most), number, at[i]);
+                    best[i] = L::max(best[i], most);
                 }
-                L::store(here, held), L::store_int(key_here, held_key);
             }
+            best_ = best[0], group_ = at[0];
+            for (int i = 1; i < kParts; ++i) {
+                group_ = L::select_int(L::less(best_, best[i]), shifted(at[i], i * part_), group_);
+                best_ = L::max(best_, best[i]);
+            }
+        }
+
+        I place(I line) const { return (I)((Ints)line * Int(kRows) + (Ints)lanes_); }
+
+        I take_from_group(V* left) {
+            const I first = scaled(group_, together_);
+            V held[kMostTogether];
+            I tiles[kMostTogether], tile = first;
+            for (int64_t i = together_ - 1; i >= 0; --i) {
+                tiles[i] = at_most(shifted(first, i), tiles_ - 1);
+                held[i] = L::gather(tile_max_, place(tiles[i]));
+                tile = L::select_int(L::equal(held[i], best_), tiles[i], tile);
+            }
+            const I key = take_from_tile(tile, left);
+            L::scatter(tile_max_, place(tile), *left);
+            for (int64_t i = 0; i < together_; ++i) {
+                *left = L::max(L::select(L::equal_int(tiles[i], tile), L::all(T(-INFINITY)), held[i]), *left);
+            }
+            return key;
+        }
+
+        // The first of a tile's keys that has the best score and was not taken before. `left` is the largest of the
+        // tile's scores that come after it in order: smaller, or equal and later.
+        I take_from_tile(I tile, V* left) {
+            const I first = scaled(tile, kTileKeys);
+            const I before = L::select_int(L::equal(best_, last_), last_key_, L::all_int(-1));
+            V held[kTileKeys];
+            I keys[kTileKeys], key = first;
+#pragma GCC unroll 8
+            for (int64_t i = kTileKeys - 1; i >= 0; --i) {
+                keys[i] = at_most(shifted(first, i), count_ - 1);
+                held[i] = L::gather(column_, place(keys[i]));
+                const V open = L::select(L::less_int(before, keys[i]), held[i], L::all(T(-INFINITY)));
+                key = L::select_int(L::equal(open, best_), keys[i], key);
+            }
+            last_ = best_, last_key_ = key;
+            const V above = next_above<T>(best_), none = L::all(T(-INFINITY));
+            *left = none;
+#pragma GCC unroll 8
+            for (int64_t i = 0; i < kTileKeys; ++i) {
+                const V limit = L::select(L::less_int(key, keys[i]), above, best_);
+                *left = L::max(L::select(L::less(held[i], limit), held[i], none), *left);
+            }
+            return key;
+        }
+    };
+
+    // Entry n of every row, after which it has none; -inf is no score.
+    void put(int64_t n, V taken, I taken_key, int64_t row0) {
+        const auto none = L::equal(taken, L::all(T(-INFINITY)));
+        L::store(score + n * kRows + row0, taken);
+        L::store_int(key + n * kRows + row0, L::select_int(none, L::all_int(-1), taken_key));
+    }
+
+    // Every row's list takes in a score. It comes to lie behind those that are not smaller, which from there on move
+    // down.
+    void insert(V carried, I carried_key, int64_t row0) {
+        typename L::M moving = {};
+        for (int64_t t = 0; t < k; ++t) {
+            T* here = score + t * kRows + row0;
+            Int* key_here = key + t * kRows + row0;
+            const auto held = L::load(here);
+            const auto held_key = L::load_int(key_here);
+            moving = L::either(moving, L::less(held, carried));
+            L::store(here, L::max(held, carried));
+            L::store_int(key_here, L::select_int(moving, carried_key, held_key));
+            carried = L::min(held, carried), carried_key = L::select_int(moving, held_key, carried_key);
         }
     }
 };

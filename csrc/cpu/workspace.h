@@ -17,7 +17,6 @@ int64_t block_count(int64_t keys) {
 template <class T>
 struct Workspace {
     using Int = typename Lanes<T>::Int;
-    static constexpr int64_t kSlotRoom = TopK<T>::kSlots * Lanes<T>::kWidth;
     T *query, *keys, *values, *features, *scores, *out, *feature_out, *largest, *block_max, *block_shift, *kept,
         *narrow_kept;
     T *factor, *row, *ones, *staging, *paired_prob;
@@ -32,9 +31,6 @@ struct Workspace {
         state.top.k = problem.topk;
         fill(ones, 1, 1);
         for (int64_t k = 0; problem.distance && k < std::min(kBlockKeys<T>, most_keys); ++k) state.apart[k] = T(k);
-        if (problem.topk > 0) {
-            std::fill(state.top.slot_score, state.top.slot_score + kSlotRoom, T(-INFINITY));
-        }
     }
 
     ProductMemory<T> of_scores() const { return {query, staging, keys}; }
@@ -98,12 +94,6 @@ struct Workspace {
         take(&state.query_tags, tags * kRows);
         take(&state.top.score, problem.topk * kRows);
         take(&state.top.key, problem.topk * kRows);
-        if (problem.topk > 0) {
-            take(&state.top.tiles, block_tiles);
-            take(&state.top.reached, TopK<T>::kReachedRoom);
-            take(&state.top.slot_score, kSlotRoom);
-            take(&state.top.slot_key, kSlotRoom);
-        }
     }
 };
 

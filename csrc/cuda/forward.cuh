@@ -29,7 +29,7 @@ struct Turns {
 template <typename C>
 ATTNCAP_DEVICE void ask_scores(float (&s)[C::KEYS / 2], const char* query, const char* key) {
     using Shared = SharedTiles<C>;
-    const uint64_t rows = device::k_major(query), keys = device::k_major(key);
+    const uint64_t rows = found_again<C>(device::k_major(query)), keys = device::k_major(key);
     ATTNCAP_UNROLL
     for (int step = 0; step < C::DIM / 16; ++step) {
         const int panel = step / 4, within = step % 4 * 32;
@@ -229,7 +229,7 @@ struct Consumer {
 };
 
 template <typename C>
-ATTNCAP_DEVICE void run_block(const ForwardParams& params) {
+ATTNCAP_DEVICE void run_cta(const ForwardParams& params) {
     auto& shared = *device::shared_memory<SharedTiles<C>>();
     if (device::thread() == 0) init_barriers(shared);
     device::sync_block();
@@ -246,7 +246,7 @@ ATTNCAP_DEVICE void run_block(const ForwardParams& params) {
 template <typename C>
 ATTNCAP_KERNEL(C::THREADS, 1)
 attention_forward(ATTNCAP_PARAM ForwardParams params) {
-    if constexpr (device::kHopper) run_block<C>(params);
+    if constexpr (device::kHopper) run_cta<C>(params);
 }
 
 }  // namespace attncap

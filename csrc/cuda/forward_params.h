@@ -35,6 +35,7 @@ struct Forward {
     static constexpr int PANELS = DIM / 64;  // of 64 columns, the width of a swizzled row
 
     static constexpr bool ENTROPY = LEVEL != Level::plain;
+    static constexpr bool SCARCE = DIM == 256 && ENTROPY;  // registers, of which the output takes more than half
     static constexpr bool EVERYTHING = LEVEL == Level::everything;  // collision, distance, offsets, top-k up to 64
     static constexpr bool TOPK = LEVEL == Level::topk || EVERYTHING;
     static constexpr int FEW = 2;  // scores of a row that a thread keeps, which bound a top 4 * FEW

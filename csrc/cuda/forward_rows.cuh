@@ -10,7 +10,13 @@
 
 namespace attncap {
 
-ATTNCAP_DEVICE int lane() { return device::thread() % 32; }
+ATTNCAP_DEVICE int lane(int thread = device::thread()) { return thread % 32; }
+
+// A number from which others are computed anew wherever they are wanted, if registers are scarce.
+template <typename C, typename N>
+ATTNCAP_DEVICE N found_again(N number) {
+    return C::SCARCE ? device::again(number) : number;
+}
 
 template <typename C>
 struct Rows {
@@ -26,10 +32,10 @@ struct Rows {
     static ATTNCAP_INLINE constexpr int column(int c) { return 8 * (c / 2) + c % 2; }
 
     // The key of a thread's first column in a tile that starts at `start`.
-    static ATTNCAP_DEVICE int first_key(int start) { return start + 2 * (lane() % 4); }
+    static ATTNCAP_DEVICE int first_key(int start) { return start + 2 * (lane(thread()) % 4); }
 
     // Of the first of the two; the other is 8 further. Within the block, and where it stands.
-    static ATTNCAP_DEVICE int first_row() { return 16 * (device::thread() / 32 - 4) + lane() / 4; }
+    static ATTNCAP_DEVICE int first_row() { return 16 * (thread() / 32 - 4) + lane(thread()) / 4; }
     static ATTNCAP_DEVICE int position(const Block& block) { return block.first_position() + first_row(); }
 
     ATTNCAP_DEVICE void begin(float hidden) {
@@ -40,6 +46,10 @@ struct Rows {
             for (int i = 0; i < MOST_OFFSETS; ++i) offset_x[r][i] = peak[r];
         }
     }
+
+  private:
+    // The distance wants it for every tile.
+    static ATTNCAP_DEVICE int thread() { return C::EVERYTHING ? device::thread() : found_again<C>(device::thread()); }
 };
 
 // The largest or the sum over a quad, by the same tree in each of its lanes.
@@ -65,7 +75,7 @@ ATTNCAP_DEVICE void cap_scores(float (&s)[N], const ForwardParams& params) {
 }
 
 // Columns of one row within a tile from `low` to `high`, counted from the thread's first.
-struct Band {
+struct Columns {
     int low, high;
 
     ATTNCAP_DEVICE bool holds(int column) const { return column >= low && column <= high; }
@@ -79,7 +89,7 @@ ATTNCAP_DEVICE void hide_unseen(float (&s)[C::KEYS / 2], const Rows<C>& rows, co
     ATTNCAP_UNROLL
     for (int r = 0; r < 2; ++r) {
         const int position = rows.position(block) + 8 * r, last = position + params.right;
-        const Band seen = {position - params.left - key, (last < block.keys ? last : block.keys - 1) - key};
+        const Columns seen = {position - params.left - key, (last < block.keys ? last : block.keys - 1) - key};
         ATTNCAP_UNROLL
         for (int c = 0; c < Rows<C>::COLUMNS; ++c)
             if (!seen.holds(Rows<C>::column(c))) s[Rows<C>::place(r, c)] = params.hidden;
@@ -120,7 +130,7 @@ ATTNCAP_DEVICE float add_to_sums(float (&s)[C::KEYS / 2], Rows<C>& rows, int r, 
 }
 
 template <typename C>
-ATTNCAP_DEVICE float mass_of_band(const float (&s)[C::KEYS / 2], int r, const Band& band) {
+ATTNCAP_DEVICE float mass_of_band(const float (&s)[C::KEYS / 2], int r, const Columns& band) {
     float mass = 0.0f;
     ATTNCAP_UNROLL
     for (int c = 0; c < Rows<C>::COLUMNS; ++c) mass += band.holds(Rows<C>::column(c)) ? s[Rows<C>::place(r, c)] : 0.0f;

@@ -16,7 +16,6 @@
 #include <cute/arch/copy_sm90_tma.hpp>
 #include <cute/arch/mma_sm80.hpp>
 #include <cute/arch/mma_sm90_gmma.hpp>
-#include <cute/arch/mma_sm90_gmma_ext.hpp>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -61,6 +60,24 @@ ATTNCAP_DEVICE void named_arrive(int id, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// What the 32 lanes of a warp do together.
+
+template <typename V>
+ATTNCAP_DEVICE V shuffle_xor(V value, int mask) {
+    return __shfl_xor_sync(kAllLanes, value, mask);
+}
+
+template <typename V>
+ATTNCAP_DEVICE V shuffle(V value, int lane) {
+    return __shfl_sync(kAllLanes, value, lane);
+}
+
+ATTNCAP_DEVICE bool any(bool holds) { return __any_sync(kAllLanes, holds) != 0; }
+ATTNCAP_DEVICE uint32_t reduce_max(uint32_t value) { return __reduce_max_sync(kAllLanes, value); }
+ATTNCAP_DEVICE void sync_warp() { __syncwarp(); }
+
+// Registers.
+
 template <int N>
 ATTNCAP_DEVICE void claim_registers() {
     cutlass::arch::warpgroup_reg_alloc<N>();
@@ -70,6 +87,53 @@ template <int N>
 ATTNCAP_DEVICE void release_registers() {
     cutlass::arch::warpgroup_reg_dealloc<N>();
 }
+
+// The same number, of which the compiler knows nothing: what is computed of it again is not kept in registers since.
+ATTNCAP_DEVICE int again(int number) {
+    asm volatile("" : "+r"(number));
+    return number;
+}
+
+ATTNCAP_DEVICE uint64_t again(uint64_t number) {
+    asm volatile("" : "+l"(number));
+    return number;
+}
+
+// Keeps the compiler from moving the registers' reads and writes over what stands here.
+template <int N>
+ATTNCAP_DEVICE void pin(float (&registers)[N]) {
+    ATTNCAP_UNROLL
+    for (int i = 0; i < N; ++i) cute::warpgroup_fence_operand(registers[i]);
+}
+
+template <int N>
+ATTNCAP_DEVICE void pin(uint32_t (&registers)[N]) {
+    ATTNCAP_UNROLL
+    for (int i = 0; i < N; ++i) cute::warpgroup_fence_operand(registers[i]);
+}
+
+// Two numbers in one register, the first in the low half, rounded to nearest, ties to even.
+template <typename T>
+ATTNCAP_DEVICE uint32_t pack(float low, float high) {
+    using Pair = std::conditional_t<std::is_same_v<T, BFloat16>, __nv_bfloat162, __half2>;
+    Pair pair;
+    if constexpr (std::is_same_v<T, BFloat16>) {
+        pair = __floats2bfloat162_rn(low, high);
+    } else {
+        pair = __floats2half2_rn(low, high);
+    }
+    uint32_t bits;
+    memcpy(&bits, &pair, sizeof bits);
+    return bits;
+}
+
+// Memory.
+
+// Writes of this thread to shared memory are seen by TMA and wgmma that are issued after it.
+ATTNCAP_DEVICE void fence_async() { cutlass::arch::fence_view_async_shared(); }
+
+// The number before; threads of all CTAs come one after another.
+ATTNCAP_DEVICE int fetch_add(int* number, int by) { return atomicAdd(number, by); }
 
 // mbarriers, each a uint64_t in shared memory.
 
@@ -97,25 +161,12 @@ ATTNCAP_DEVICE void barrier_wait(uint64_t* barrier, int phase) {
 
 // Tensor maps, and the tiles that TMA loads by them.
 
-// Writes of this thread to shared memory are seen by TMA and wgmma that are issued after it.
-ATTNCAP_DEVICE void fence_async() { cutlass::arch::fence_view_async_shared(); }
-
-// The number before; threads of all CTAs come one after another.
-ATTNCAP_DEVICE int fetch_add(int* number, int by) { return atomicAdd(number, by); }
-
 using TensorMap = CUtensorMap;
 
-enum class Keep : uint64_t {
-    normally = uint64_t(cute::TMA::CacheHintSm90::EVICT_NORMAL),
-    shortly = uint64_t(cute::TMA::CacheHintSm90::EVICT_FIRST),
-    longest = uint64_t(cute::TMA::CacheHintSm90::EVICT_LAST),
-};
-
-// `keep` says how long the L2 cache should have it.
-template <Keep keep = Keep::normally>
 ATTNCAP_DEVICE void load_tile(const TensorMap* map, uint64_t* barrier, void* destination, int column, int row, int head,
                               int batch) {
-    cute::SM90_TMA_LOAD_4D::copy(map, barrier, uint64_t(keep), destination, column, row, head, batch);
+    constexpr auto hint = uint64_t(cute::TMA::CacheHintSm90::EVICT_NORMAL);
+    cute::SM90_TMA_LOAD_4D::copy(map, barrier, hint, destination, column, row, head, batch);
 }
 
 ATTNCAP_DEVICE void prefetch(const TensorMap* map) { cute::prefetch_tma_descriptor(map); }
@@ -148,15 +199,8 @@ struct Wgmma;
 
 ATTNCAP_WGMMA(32)
 ATTNCAP_WGMMA(64)
-ATTNCAP_WGMMA(80)
 ATTNCAP_WGMMA(96)
-ATTNCAP_WGMMA(112)
 ATTNCAP_WGMMA(128)
-ATTNCAP_WGMMA(144)
-ATTNCAP_WGMMA(160)
-ATTNCAP_WGMMA(176)
-ATTNCAP_WGMMA(192)
-ATTNCAP_WGMMA(224)
 ATTNCAP_WGMMA(256)
 #undef ATTNCAP_WGMMA
 
@@ -196,25 +240,6 @@ ATTNCAP_DEVICE void multiply_wait() {
     cute::warpgroup_wait<N>();
 }
 
-// The same number, of which the compiler knows nothing: what is computed of it again is not kept in registers since.
-ATTNCAP_DEVICE int again(int number) {
-    asm volatile("" : "+r"(number));
-    return number;
-}
-
-// Keeps the compiler from moving the registers' reads and writes over what stands here.
-template <int N>
-ATTNCAP_DEVICE void pin(float (&registers)[N]) {
-    ATTNCAP_UNROLL
-    for (int i = 0; i < N; ++i) cute::warpgroup_fence_operand(registers[i]);
-}
-
-template <int N>
-ATTNCAP_DEVICE void pin(uint32_t (&registers)[N]) {
-    ATTNCAP_UNROLL
-    for (int i = 0; i < N; ++i) cute::warpgroup_fence_operand(registers[i]);
-}
-
 // Copies and products of a warp, on sm_80 and newer.
 
 // 16 bytes; zeros where they do not exist.
@@ -237,10 +262,6 @@ ATTNCAP_DEVICE void load_matrix(uint32_t (&to)[4], const void* row) {
     cute::SM75_U32x4_LDSM_N::copy(*static_cast<const cute::uint128_t*>(row), to[0], to[1], to[2], to[3]);
 }
 
-ATTNCAP_DEVICE void load_matrix_transposed(uint32_t (&to)[4], const void* row) {
-    cute::SM75_U16x8_LDSM_T::copy(*static_cast<const cute::uint128_t*>(row), to[0], to[1], to[2], to[3]);
-}
-
 // d += a b
 template <typename T>
 ATTNCAP_DEVICE void multiply_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -249,58 +270,7 @@ ATTNCAP_DEVICE void multiply_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint
     Op::fma(d[0], d[1], d[2], d[3], a[0], a[1], a[2], a[3], b0, b1, d[0], d[1], d[2], d[3]);
 }
 
-// What the 32 lanes of a warp do together.
-
-template <typename V>
-ATTNCAP_DEVICE V shuffle_xor(V value, int mask) {
-    return __shfl_xor_sync(kAllLanes, value, mask);
-}
-
-template <typename V>
-ATTNCAP_DEVICE V shuffle(V value, int lane) {
-    return __shfl_sync(kAllLanes, value, lane);
-}
-
-ATTNCAP_DEVICE uint32_t ballot(bool holds) { return __ballot_sync(kAllLanes, holds); }
-ATTNCAP_DEVICE bool any(bool holds) { return __any_sync(kAllLanes, holds) != 0; }
-ATTNCAP_DEVICE uint32_t reduce_max(uint32_t value) { return __reduce_max_sync(kAllLanes, value); }
-ATTNCAP_DEVICE uint32_t reduce_min(uint32_t value) { return __reduce_min_sync(kAllLanes, value); }
-ATTNCAP_DEVICE void sync_warp() { __syncwarp(); }
-
-// Numbers.
-
-ATTNCAP_DEVICE float exp2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-ATTNCAP_DEVICE float to_float(BFloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
-ATTNCAP_DEVICE float to_float(Float16 x) { return __half2float(__ushort_as_half(x.bits)); }
-
-// Rounded to nearest, ties to even.
-template <typename T>
-ATTNCAP_DEVICE uint32_t pack(float low, float high) {
-    using Pair = std::conditional_t<std::is_same_v<T, BFloat16>, __nv_bfloat162, __half2>;
-    Pair pair;
-    if constexpr (std::is_same_v<T, BFloat16>) {
-        pair = __floats2bfloat162_rn(low, high);
-    } else {
-        pair = __floats2half2_rn(low, high);
-    }
-    uint32_t bits;
-    memcpy(&bits, &pair, sizeof bits);
-    return bits;
-}
-
-template <typename T>
-ATTNCAP_DEVICE void unpack(uint32_t pair, float& low, float& high) {
-    low = to_float(T{uint16_t(pair & 0xffff)});
-    high = to_float(T{uint16_t(pair >> 16)});
-}
-
 // The host's part: launching, and making tensor maps.
-// launch
 
 using Stream = cudaStream_t;
 

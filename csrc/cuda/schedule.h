@@ -10,6 +10,7 @@ namespace attncap {
 // Rows, keys and query offsets stay within this, so that 32 bits hold a position less a key, or plus an offset.
 constexpr int MOST_POSITION = 1 << 28;
 constexpr int UNLIMITED = 1 << 30;  // a side of a window, or an offset, that reaches past every key
+static_assert(UNLIMITED > 2 * MOST_POSITION && UNLIMITED <= INT32_MAX - 2 * MOST_POSITION, "past every key");
 
 // Rows of one head: `first_row` and `rows` are of the block's own sequence, whose rows and keys begin at `row0`,
 // `key0`.

@@ -13,7 +13,6 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -28,21 +27,6 @@ namespace attncap {
 namespace device {
 
 constexpr bool kHopper = true;
-
-namespace model {
-
-// The seed of the launches that follow.
-inline uint64_t& seed() {
-    static uint64_t value = 0;
-    return value;
-}
-
-template <typename T>
-float widened(uint16_t bits) {
-    return to_float(T{bits});
-}
-
-}  // namespace model
 
 // Threads of a CTA.
 
@@ -61,194 +45,6 @@ inline void sync_block() { named_sync(0, model::Cta::current().launch.threads); 
 inline void named_arrive(int id, int threads) {
     model::Cta::current().barriers.named_arrive(id, threads);
     model::Cta::current().schedule.pause();
-}
-
-template <int N>
-void claim_registers() {
-    static_assert(N % 8 == 0 && N >= 24 && N <= 256, "setmaxnreg takes multiples of 8 from 24 to 256");
-    model::Cta::current().registers.claim(N);
-}
-
-template <int N>
-void release_registers() {
-    static_assert(N % 8 == 0 && N >= 24 && N <= 256, "setmaxnreg takes multiples of 8 from 24 to 256");
-    model::Cta::current().registers.release(N);
-}
-
-// mbarriers, each a uint64_t in shared memory.
-
-inline void barrier_init(uint64_t* barrier, int arrivals) { model::Cta::current().barriers.init(barrier, arrivals); }
-inline void barrier_fence() { model::Cta::current().barriers.fence(); }
-
-inline void barrier_expect(uint64_t* barrier, int bytes) {
-    model::Cta::current().barriers.arrive(barrier, bytes);
-    model::Cta::current().schedule.pause();
-}
-
-inline void barrier_arrive(uint64_t* barrier) { barrier_expect(barrier, 0); }
-inline void barrier_wait(uint64_t* barrier, int phase) { model::Cta::current().barriers.wait(barrier, phase); }
-
-inline void fence_async() {}
-
-inline int fetch_add(int* number, int by) {
-    const int before = *number;
-    *number += by;
-    return before;
-}
-
-// Tensor maps, and the tiles that TMA loads by them.
-
-using TensorMap = TensorShape;
-
-inline TensorMap tensor_map(const void* base, const int64_t size[4], const int64_t stride_bytes[3], int box_rows,
-                            bool bfloat) {
-    return checked_shape(base, size, stride_bytes, box_rows, bfloat);
-}
-
-enum class Keep { normally, shortly, longest };
-
-template <Keep = Keep::normally>
-void load_tile(const TensorMap* map, uint64_t* barrier, void* destination, int column, int row, int head, int batch) {
-    model::Cta::current().tiles.issue(*map, barrier, destination, {column, row, head, batch});
-    model::Cta::current().schedule.pause();
-}
-
-inline void prefetch(const TensorMap*) {}
-
-// Products of a warpgroup (wgmma).
-
-inline uint64_t k_major(const void* at) {
-    return k_major_bits(model::Cta::current().memory.address(at, 2 * model::kDepth, "k_major"));
-}
-
-inline uint64_t mn_major(const void* at, int panel_bytes) {
-    return mn_major_bits(model::Cta::current().memory.address(at, kRowBytes, "mn_major"), panel_bytes);
-}
-
-template <typename T, int N>
-void multiply(float (&acc)[N / 2], uint64_t a, uint64_t b, bool add) {
-    static_assert(N % 8 == 0 && N >= 8 && N <= 256, "wgmma has multiples of 8 columns up to 256");
-    model::Cta::current().products.issue({model::widened<T>, N, a, b, false, add}, acc, nullptr);
-    model::Cta::current().schedule.pause();
-}
-
-template <typename T, int N>
-void multiply(float (&acc)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add) {
-    static_assert(N % 8 == 0 && N >= 8 && N <= 256, "wgmma has multiples of 8 columns up to 256");
-    model::Cta::current().products.issue({model::widened<T>, N, 0, b, true, add}, acc, a);
-    model::Cta::current().schedule.pause();
-}
-
-inline void multiply_fence() { model::Cta::current().products.fence(); }
-inline void multiply_commit() { model::Cta::current().products.commit(); }
-
-template <int N>
-void multiply_wait() {
-    static_assert(N >= 0 && N <= 7, "wgmma.wait_group takes 0 to 7");
-    model::Cta::current().products.wait(N);
-}
-
-inline int again(int number) { return number; }
-
-template <int N>
-void pin(float (&)[N]) {}
-template <int N>
-void pin(uint32_t (&)[N]) {}
-
-// Copies and products of a warp, on sm_80 and newer.
-
-inline void copy_async(void* shared, const void* global, bool exists) {
-    model::Cta::current().copies.issue(shared, global, exists);
-    model::Cta::current().schedule.pause();
-}
-
-inline void copy_commit() { model::Cta::current().copies.commit(); }
-
-template <int N>
-void copy_wait() {
-    model::Cta::current().copies.wait(N);
-}
-
-namespace model {
-
-struct Registers4 {
-    uint32_t at[4];
-};
-
-// Number `i` of a row of eight.
-inline uint32_t number_of_row(const void* row, int i) {
-    uint16_t number;
-    std::memcpy(&number, static_cast<const char*>(row) + 2 * i, sizeof number);
-    return number;
-}
-
-// Register `matrix` of a lane has two neighbours of row lane / 4 of the matrix; transposed, of column lane / 4.
-inline void load_matrix(const char* what, bool transposed, uint32_t (&to)[4], const void* row) {
-    Cta& cta = Cta::current();
-    if (cta.memory.address(row, 16, what) % 16 != 0)
-        throw Fault(std::string(what) + ": a row is not aligned to 16 bytes");
-    const Registers4 loaded = cta.warps.meet<Registers4>(what, row, [&](const void* const* rows, Registers4* out) {
-        for (int lane = 0; lane < kWarp; ++lane) {
-            for (int matrix = 0; matrix < 4; ++matrix) {
-                const int outer = lane / 4, inner = lane % 4 * 2;
-                const void* const* first = rows + matrix * 8;
-                const uint32_t low =
-                    transposed ? number_of_row(first[inner], outer) : number_of_row(first[outer], inner);
-                const uint32_t high =
-                    transposed ? number_of_row(first[inner + 1], outer) : number_of_row(first[outer], inner + 1);
-                out[lane].at[matrix] = low | high << 16;
-            }
-        }
-    });
-    std::memcpy(to, loaded.at, sizeof to);
-}
-
-struct MultiplyIn {
-    float d[4];
-    uint32_t a[4], b[2];
-};
-struct MultiplyOut {
-    float d[4];
-};
-
-// m16n8k16
-template <typename T>
-void multiply_fragments(const MultiplyIn* in, MultiplyOut* out) {
-    float a[16][16], b[16][8];
-    for (int lane = 0; lane < kWarp; ++lane) {
-        for (int i = 0; i < 4; ++i) {
-            const Element e = of_a(lane, i);
-            unpack<T>(in[lane].a[i], a[e.row][e.column], a[e.row][e.column + 1]);
-        }
-        for (int i = 0; i < 2; ++i) {
-            const Element e = of_b(lane, i);
-            unpack<T>(in[lane].b[i], b[e.row][e.column], b[e.row + 1][e.column]);
-        }
-    }
-    for (int lane = 0; lane < kWarp; ++lane) {
-        for (int i = 0; i < 4; ++i) {
-            const Element e = accumulator(lane, i);
-            float sum = in[lane].d[i];
-            for (int k = 0; k < 16; ++k) sum += a[e.row][k] * b[k][e.column];
-            out[lane].d[i] = sum;
-        }
-    }
-}
-
-}  // namespace model
-
-inline void load_matrix(uint32_t (&to)[4], const void* row) { model::load_matrix("load_matrix", false, to, row); }
-
-inline void load_matrix_transposed(uint32_t (&to)[4], const void* row) {
-    model::load_matrix("load_matrix_transposed", true, to, row);
-}
-
-template <typename T>
-void multiply_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    const model::MultiplyIn in{{d[0], d[1], d[2], d[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}};
-    const auto out =
-        model::Cta::current().warps.meet<model::MultiplyOut>("multiply_16x8x16", in, model::multiply_fragments<T>);
-    std::memcpy(d, out.d, sizeof d);
 }
 
 // What the 32 lanes of a warp do together.
@@ -293,16 +89,192 @@ inline uint32_t reduce_max(uint32_t value) {
     return model::fold_lanes("reduce_max", value, [](uint32_t a, uint32_t b) { return std::max(a, b); });
 }
 
-inline uint32_t reduce_min(uint32_t value) {
-    return model::fold_lanes("reduce_min", value, [](uint32_t a, uint32_t b) { return std::min(a, b); });
-}
-
-inline uint32_t ballot(bool holds) {
-    return model::fold_lanes("ballot", uint32_t(holds) << thread() % model::kWarp, std::bit_or<uint32_t>());
-}
-
 inline bool any(bool holds) { return model::fold_lanes("any", holds, std::bit_or<uint32_t>()) != 0; }
 inline void sync_warp() { model::fold_lanes("sync_warp", 0, std::bit_or<uint32_t>()); }
+
+// Registers.
+
+template <int N>
+void claim_registers() {
+    static_assert(N % 8 == 0 && N >= 24 && N <= 256, "setmaxnreg takes multiples of 8 from 24 to 256");
+    model::Cta::current().registers.claim(N);
+}
+
+template <int N>
+void release_registers() {
+    static_assert(N % 8 == 0 && N >= 24 && N <= 256, "setmaxnreg takes multiples of 8 from 24 to 256");
+    model::Cta::current().registers.release(N);
+}
+
+template <typename N>
+N again(N number) {
+    return number;
+}
+
+template <int N>
+void pin(float (&)[N]) {}
+template <int N>
+void pin(uint32_t (&)[N]) {}
+
+// Memory.
+
+inline void fence_async() {}
+
+inline int fetch_add(int* number, int by) {
+    const int before = *number;
+    *number += by;
+    return before;
+}
+
+// mbarriers, each a uint64_t in shared memory.
+
+inline void barrier_init(uint64_t* barrier, int arrivals) { model::Cta::current().barriers.init(barrier, arrivals); }
+inline void barrier_fence() { model::Cta::current().barriers.fence(); }
+
+inline void barrier_expect(uint64_t* barrier, int bytes) {
+    model::Cta::current().barriers.arrive(barrier, bytes);
+    model::Cta::current().schedule.pause();
+}
+
+inline void barrier_arrive(uint64_t* barrier) { barrier_expect(barrier, 0); }
+inline void barrier_wait(uint64_t* barrier, int phase) { model::Cta::current().barriers.wait(barrier, phase); }
+
+// Tensor maps, and the tiles that TMA loads by them.
+
+using TensorMap = TensorShape;
+
+inline void load_tile(const TensorMap* map, uint64_t* barrier, void* destination, int column, int row, int head,
+                      int batch) {
+    model::Cta::current().tiles.issue(*map, barrier, destination, {column, row, head, batch});
+    model::Cta::current().schedule.pause();
+}
+
+inline void prefetch(const TensorMap*) {}
+
+// Products of a warpgroup (wgmma).
+
+inline uint64_t k_major(const void* at) {
+    return k_major_bits(model::Cta::current().memory.address(at, 2 * model::kDepth, "k_major"));
+}
+
+inline uint64_t mn_major(const void* at, int panel_bytes) {
+    return mn_major_bits(model::Cta::current().memory.address(at, kRowBytes, "mn_major"), panel_bytes);
+}
+
+template <typename T, int N>
+void multiply(float (&acc)[N / 2], uint64_t a, uint64_t b, bool add) {
+    static_assert(N % 8 == 0 && N >= 8 && N <= 256, "wgmma has multiples of 8 columns up to 256");
+    model::Cta::current().products.issue({model::widened<T>, N, a, b, false, add}, acc, nullptr);
+    model::Cta::current().schedule.pause();
+}
+
+template <typename T, int N>
+void multiply(float (&acc)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add) {
+    static_assert(N % 8 == 0 && N >= 8 && N <= 256, "wgmma has multiples of 8 columns up to 256");
+    model::Cta::current().products.issue({model::widened<T>, N, 0, b, true, add}, acc, a);
+    model::Cta::current().schedule.pause();
+}
+
+inline void multiply_fence() { model::Cta::current().products.fence(); }
+inline void multiply_commit() { model::Cta::current().products.commit(); }
+
+template <int N>
+void multiply_wait() {
+    static_assert(N >= 0 && N <= 7, "wgmma.wait_group takes 0 to 7");
+    model::Cta::current().products.wait(N);
+}
+
+// Copies and products of a warp, on sm_80 and newer.
+
+inline void copy_async(void* shared, const void* global, bool exists) {
+    model::Cta::current().copies.issue(shared, global, exists);
+    model::Cta::current().schedule.pause();
+}
+
+inline void copy_commit() { model::Cta::current().copies.commit(); }
+
+template <int N>
+void copy_wait() {
+    model::Cta::current().copies.wait(N);
+}
+
+namespace model {
+
+struct Registers4 {
+    uint32_t at[4];
+};
+
+// Register `matrix` of a lane has two neighbours of row lane / 4 of the matrix.
+inline void load_matrices(const void* const* rows, Registers4* out) {
+    for (int lane = 0; lane < kWarp; ++lane) {
+        for (int matrix = 0; matrix < 4; ++matrix) {
+            const char* row = static_cast<const char*>(rows[matrix * 8 + lane / 4]);
+            std::memcpy(&out[lane].at[matrix], row + lane % 4 * 4, sizeof(uint32_t));
+        }
+    }
+}
+
+struct MultiplyIn {
+    float d[4];
+    uint32_t a[4], b[2];
+};
+struct MultiplyOut {
+    float d[4];
+};
+
+// m16n8k16
+template <typename T>
+void multiply_fragments(const MultiplyIn* in, MultiplyOut* out) {
+    float a[16][16], b[16][8];
+    for (int lane = 0; lane < kWarp; ++lane) {
+        for (int i = 0; i < 4; ++i) {
+            const Element e = of_a(lane, i);
+            unpack<T>(in[lane].a[i], a[e.row][e.column], a[e.row][e.column + 1]);
+        }
+        for (int i = 0; i < 2; ++i) {
+            const Element e = of_b(lane, i);
+            unpack<T>(in[lane].b[i], b[e.row][e.column], b[e.row + 1][e.column]);
+        }
+    }
+    for (int lane = 0; lane < kWarp; ++lane) {
+        for (int i = 0; i < 4; ++i) {
+            const Element e = accumulator(lane, i);
+            float sum = in[lane].d[i];
+            for (int k = 0; k < 16; ++k) sum += a[e.row][k] * b[k][e.column];
+            out[lane].d[i] = sum;
+        }
+    }
+}
+
+}  // namespace model
+
+inline void load_matrix(uint32_t (&to)[4], const void* row) {
+    model::Cta& cta = model::Cta::current();
+    if (cta.memory.address(row, 16, "load_matrix") % 16 != 0)
+        throw model::Fault("load_matrix: a row is not aligned to 16 bytes");
+    const auto loaded = cta.warps.meet<model::Registers4>("load_matrix", row, model::load_matrices);
+    std::memcpy(to, loaded.at, sizeof to);
+}
+
+template <typename T>
+void multiply_16x8x16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    const model::MultiplyIn in{{d[0], d[1], d[2], d[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+    const auto out =
+        model::Cta::current().warps.meet<model::MultiplyOut>("multiply_16x8x16", in, model::multiply_fragments<T>);
+    std::memcpy(d, out.d, sizeof d);
+}
+
+// The host's part: launching, and making tensor maps.
+
+namespace model {
+
+// The seed of the launches that follow.
+inline uint64_t& seed() {
+    static uint64_t value = 0;
+    return value;
+}
+
+}  // namespace model
 
 using Stream = void*;
 
@@ -330,6 +302,11 @@ void launch(void (*kernel)(Params), int blocks, int threads, int shared_bytes, S
                                      std::to_string(model::seed()) + ": " + fault.what());
         }
     }
+}
+
+inline TensorMap tensor_map(const void* base, const int64_t size[4], const int64_t stride_bytes[3], int box_rows,
+                            bool bfloat) {
+    return checked_shape(base, size, stride_bytes, box_rows, bfloat);
 }
 
 }  // namespace device

@@ -1,9 +1,8 @@
 // The CUDA kernels on the model of a GPU, as a Python module: what attncap._C has of them, and parts for tests.
-#include "bindings/bindings.h"
+// With its bindings in one unit, for most of their compilation is pybind11's headers.
+#include "bindings/cuda.cpp"
+#include "bindings/problem.cpp"
 #include "cuda/device.h"
-#include "cuda/launch.h"
-
-namespace py = pybind11;
 
 PYBIND11_MODULE(cuda_model, m) {
     attncap::bind_problem(m);

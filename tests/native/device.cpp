@@ -1,5 +1,6 @@
 // What each function of the device layer does, against its definition: compiled by a C++ compiler it looks at the model
 // of a CTA, compiled by nvcc at the hardware.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -174,17 +175,14 @@ void check_pipeline() {
 template <typename T>
 void check_fragments() {
     for_each_seed([] {
-        const Matrix<T> a(16, 16), b(16, 8);
-        const Buffer<uint16_t> turned(16 * 8);
-        const Buffer<float> out(2 * 16 * 8);
-        for (int i = 0; i < 16 * 8; ++i) turned[i] = b.bits[i % 16 * 8 + i / 16];
-        run(fragment_kernel<T>, 1, 32, 4096, FragmentParams{a.bits.data(), b.bits.data(), turned.data(), out.data()});
+        const Matrix<T> a(16, 16), b(8, 16);
+        const Buffer<float> out(16 * 8);
+        run(fragment_kernel<T>, 1, 32, 1024, FragmentParams{a.bits.data(), b.bits.data(), out.data()});
         for (int row = 0; row < 16; ++row) {
             for (int column = 0; column < 8; ++column) {
                 int sum = 1;
-                for (int k = 0; k < 16; ++k) sum += a.at(row, k) * b.at(k, column);
-                check::that(out[row * 8 + column] == float(sum), "b as it lies", {double(row), double(column)});
-                check::that(out[128 + row * 8 + column] == float(sum), "b turned", {double(row), double(column)});
+                for (int k = 0; k < 16; ++k) sum += a.at(row, k) * b.at(column, k);
+                check::that(out[row * 8 + column] == float(sum), "element", {double(row), double(column)});
             }
         }
     });
@@ -205,25 +203,18 @@ void check_copies() {
 
 void check_warps() {
     for_each_seed([] {
-        const Buffer<uint32_t> in(64), out(64 * 7);
+        const Buffer<uint32_t> in(64), out(64 * 5);
         for (int i = 0; i < 64; ++i) in[i] = uint32_t(check::integer(8, 1 << 30));
         in[37] = 7;
         run(warp_kernel, 3, 64, 0, WarpParams{in.data(), out.data()});
         for (int i = 0; i < 64; ++i) {
             const uint32_t* lanes = &in[i / 32 * 32];
-            uint32_t thirds = 0, most = 0, least = ~0u;
-            for (int lane = 0; lane < 32; ++lane) {
-                thirds |= uint32_t(lanes[lane] % 3 == 0) << lane;
-                most = std::max(most, lanes[lane]);
-                least = std::min(least, lanes[lane]);
-            }
-            const uint32_t* got = &out[i * 7];
+            const uint32_t* got = &out[i * 5];
             check::that(got[0] == lanes[i % 32 ^ 5], "shuffle_xor", {double(i)});
             check::that(got[1] == lanes[i % 32 / 4 * 4] % 1024, "shuffle", {double(i)});
-            check::that(got[2] == thirds, "ballot", {double(i)});
-            check::that(got[3] == uint32_t(i >= 32), "any", {double(i)});
-            check::that(got[4] == most && got[5] == least, "reduce", {double(i)});
-            check::that(got[6] >= 300 && got[6] <= 302, "blocks", {double(got[6])});
+            check::that(got[2] == uint32_t(i >= 32), "any", {double(i)});
+            check::that(got[3] == *std::max_element(lanes, lanes + 32), "reduce_max", {double(i)});
+            check::that(got[4] >= 300 && got[4] <= 302, "blocks", {double(got[4])});
         }
     });
 }
@@ -269,18 +260,16 @@ void check_numbers() {
     }
     for (int i = 0; i < 2000; ++i) numbers.push_back(float(check::uniform(-20, 20)));
     const int count = int(numbers.size());
-    const Buffer<float> in(count), unpacked(4 * count), powers(count);
+    const Buffer<float> in(count), powers(count);
     const Buffer<uint32_t> packed(2 * count);
     for (int i = 0; i < count; ++i) in[i] = numbers[size_t(i)];
-    run(number_kernel, 1, 32, 0, NumberParams{in.data(), count, packed.data(), unpacked.data(), powers.data()});
+    run(number_kernel, 1, 32, 0, NumberParams{in.data(), count, packed.data(), powers.data()});
     for (int i = 0; i < count; ++i) {
         const float pair[2] = {in[i], -in[(i + 1) % count]};
         for (int half = 0; half < 2; ++half) {
             const float x = pair[half];
             const uint16_t bfloat = uint16_t(packed[2 * i] >> 16 * half),
                            half_bits = uint16_t(packed[2 * i + 1] >> 16 * half);
-            check::that(same(unpacked[4 * i + half], widened_bfloat(bfloat)), "unpack of bfloat16", {x});
-            check::that(same(unpacked[4 * i + 2 + half], widened_half(half_bits)), "unpack of float16", {x});
             if (std::isnan(x) || std::isinf(x)) {
                 check::that(same(widened_bfloat(bfloat), x) && same(widened_half(half_bits), x), "not finite", {x});
                 continue;
@@ -294,14 +283,14 @@ void check_numbers() {
         check::that(std::isnan(in[i]) ? std::isnan(powers[i])
                                       : powers[i] == float(power) || error <= power * 0x1p-21 ||
                                             (power < 0x1.1p-126 && powers[i] == 0),
-                    "exp2", {in[i], powers[i]});
+                    "power_of_two", {in[i], powers[i]});
     }
 }
 
 int run_all() {
     check::group("loads", check_loads);
-    check::group("products.bfloat16", check_each_product<BFloat16, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256>);
-    check::group("products.float16", check_each_product<Float16, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256>);
+    check::group("products.bfloat16", check_each_product<BFloat16, 32, 64, 96, 128, 256>);
+    check::group("products.float16", check_each_product<Float16, 32, 64, 96, 128, 256>);
     check::group("pipeline.bfloat16", check_pipeline<BFloat16>);
     check::group("pipeline.float16", check_pipeline<Float16>);
     check::group("fragments.bfloat16", check_fragments<BFloat16>);

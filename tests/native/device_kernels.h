@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/device.h"
+#include "statistics/elementary.h"
 
 namespace attncap {
 namespace device {
@@ -32,7 +33,7 @@ ATTNCAP_KERNEL(128, 1) load_kernel(ATTNCAP_PARAM LoadParams params) {
             barrier_init(full, 1);
             barrier_fence();
             barrier_expect(full, params.box_rows * kRowBytes);
-            load_tile<Keep::shortly>(&params.map, full, panel, params.column, params.row, params.head, params.batch);
+            load_tile(&params.map, full, panel, params.column, params.row, params.head, params.batch);
         }
         sync_block();
         barrier_wait(full, 0);
@@ -162,7 +163,7 @@ pipeline_kernel(ATTNCAP_PARAM PipelineParams params) {
                     char* stage = memory + i % kStages * kStage;
                     barrier_wait(empty + i % kStages, (i / kStages + 1) & 1);
                     barrier_expect(full + i % kStages, kStage);
-                    load_tile<Keep::longest>(&params.a, full + i % kStages, stage, i * kPanelColumns, 0, 0, 0);
+                    load_tile(&params.a, full + i % kStages, stage, i * kPanelColumns, 0, 0, 0);
                     load_tile(&params.b, full + i % kStages, stage + 128 * kRowBytes, i * kPanelColumns, 0, 0, 0);
                 }
             }
@@ -193,41 +194,30 @@ pipeline_kernel(ATTNCAP_PARAM PipelineParams params) {
 }
 
 struct FragmentParams {
-    const uint16_t* a;       // [16][16]
-    const uint16_t* b;       // [16][8]
-    const uint16_t* turned;  // its transpose
-    float* out;              // [16][8], with b and with what is turned
+    const uint16_t* a;  // [16][16]
+    const uint16_t* b;  // [8][16]
+    float* out;         // [16][8]
 };
 
-// out = A B + 1, with B once turned on loading and once as it lies.
+// out = A B^T + 1
 template <typename T>
 ATTNCAP_KERNEL(32, 1)
 fragment_kernel(ATTNCAP_PARAM FragmentParams params) {
     uint16_t* of_a = shared_memory<uint16_t>();
     uint16_t* of_b = of_a + 16 * 16;
-    uint16_t* of_turned = of_b + 16 * 8;
     const int lane = thread();
     copy_async(of_a + lane * 8, params.a + lane * 8, true);
-    if (lane < 16) {
-        copy_async(of_b + lane * 8, params.b + lane * 8, true);
-        copy_async(of_turned + lane * 8, params.turned + lane * 8, true);
-    }
+    if (lane < 16) copy_async(of_b + lane * 8, params.b + lane * 8, true);
     copy_commit();
     copy_wait<0>();
     sync_warp();
-    uint32_t a[4], b[4], turned[4];
+    uint32_t a[4], b[4];
     // Matrices in the order of A's registers: rows 0-7 and 8-15 of the first eight columns, then of the others.
     load_matrix(a, of_a + lane % 16 * 16 + lane / 16 * 8);
-    load_matrix_transposed(b, of_b + lane % 16 * 8);
-    load_matrix(turned, of_turned + lane % 8 * 16 + lane / 8 % 2 * 8);
-    float d[4] = {1, 1, 1, 1}, e[4] = {1, 1, 1, 1};
+    load_matrix(b, of_b + lane % 8 * 16 + lane / 8 % 2 * 8);
+    float d[4] = {1, 1, 1, 1};
     multiply_16x8x16<T>(d, a, b[0], b[1]);
-    multiply_16x8x16<T>(e, a, turned[0], turned[1]);
-    for (int i = 0; i < 4; ++i) {
-        const int at = (lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2;
-        params.out[at] = d[i];
-        params.out[16 * 8 + at] = e[i];
-    }
+    for (int i = 0; i < 4; ++i) params.out[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = d[i];
 }
 
 struct CopyParams {
@@ -260,27 +250,24 @@ ATTNCAP_KERNEL(64, 2) copy_kernel(ATTNCAP_PARAM CopyParams params) {
 
 struct WarpParams {
     const uint32_t* in;  // one per thread
-    uint32_t* out;       // seven per thread
+    uint32_t* out;       // five per thread
 };
 
 ATTNCAP_KERNEL(64, 2) warp_kernel(ATTNCAP_PARAM WarpParams params) {
     const uint32_t x = params.in[thread()];
-    uint32_t* out = params.out + 7 * thread();
+    uint32_t* out = params.out + 5 * thread();
     out[0] = shuffle_xor(x, 5);
     out[1] = uint32_t(shuffle(float(x % 1024), thread() % 32 / 4 * 4));
-    out[2] = ballot(x % 3 == 0);
-    out[3] = any(x == 7);
-    out[4] = reduce_max(x);
-    out[5] = reduce_min(x);
+    out[2] = any(x == 7);
+    out[3] = reduce_max(x);
     sync_warp();
-    out[6] = uint32_t(block() + 100 * blocks());
+    out[4] = uint32_t(block() + 100 * blocks());
 }
 
 struct NumberParams {
     const float* in;
     int count;
     uint32_t* packed;  // of bfloat16 and of float16
-    float* unpacked;   // two of bfloat16 and two of float16
     float* powers;
 };
 
@@ -289,9 +276,7 @@ ATTNCAP_KERNEL(32, 1) number_kernel(ATTNCAP_PARAM NumberParams params) {
         const float low = params.in[i], high = -params.in[(i + 1) % params.count];
         params.packed[2 * i] = pack<BFloat16>(low, high);
         params.packed[2 * i + 1] = pack<Float16>(low, high);
-        unpack<BFloat16>(params.packed[2 * i], params.unpacked[4 * i], params.unpacked[4 * i + 1]);
-        unpack<Float16>(params.packed[2 * i + 1], params.unpacked[4 * i + 2], params.unpacked[4 * i + 3]);
-        params.powers[i] = exp2(low);
+        params.powers[i] = power_of_two(low);
     }
 }
 

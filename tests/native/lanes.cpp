@@ -14,6 +14,7 @@ void check_type(const std::string& type) {
     check::group(type + ".arithmetic", check_arithmetic<T>);
     check::group(type + ".compare", check_compare<T>);
     check::group(type + ".masks", check_masks<T>);
+    check::group(type + ".places", check_places<T>);
     check::group(type + ".transpose", check_transpose<T>);
     check::group(type + ".sum_each", check_sum_each<T>);
     check::group(type + ".exp", check_exp<T>);

@@ -179,7 +179,6 @@ void check_masks() {
         const unsigned other = (set * 2654435761u) % masks;
         check::that(lanes_of<T>(mask) == set, "select_int by", {double(set)});
         check::that(L::any(mask) == (set != 0), "any of", {double(set)});
-        check::that(L::flags(mask) == set, "flags of", {double(set)});
         check::that(lanes_of<T>(L::either(mask, mask_of<T>(other))) == (set | other), "either", {double(set)});
         L::store(chosen, L::select(mask, L::load(a), L::load(b)));
         L::store_int(whole, L::select_int(mask, L::all_int(7), L::all_int(-7)));
@@ -191,6 +190,26 @@ void check_masks() {
             check::that(same(fused[i], here ? 2 * b[i] + a[i] : a[i]), "fma_kept by", {double(set)});
         }
     }
+}
+
+// Numbers at any places, of which no two are the same.
+template <class T>
+void check_places() {
+    using L = Lanes<T>;
+    constexpr int kNumbers = 4 * L::kWidth;
+    T memory[kNumbers], after[kNumbers], gathered[L::kWidth], scattered[L::kWidth];
+    typename L::Int places[kNumbers];
+    for (int i = 0; i < kNumbers; ++i) memory[i] = after[i] = T(i), places[i] = typename L::Int(i);
+    std::shuffle(places, places + kNumbers, check::random);
+    const auto at = L::load_int(places);
+    L::store(gathered, L::gather(memory, at));
+    for (int i = 0; i < L::kWidth; ++i) scattered[i] = T(-i - 1);
+    L::scatter(after, at, L::load(scattered));
+    for (int i = 0; i < L::kWidth; ++i) {
+        check::that(gathered[i] == T(places[i]), "gather", {double(i)});
+        memory[places[i]] = scattered[i];
+    }
+    for (int i = 0; i < kNumbers; ++i) check::that(after[i] == memory[i], "scatter", {double(i)});
 }
 
 template <class T>

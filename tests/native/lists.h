@@ -31,28 +31,23 @@ void check_topk() {
     using Int = typename L::Int;
     constexpr int64_t kTiles = (kBlockKeys<T> + L::kTileKeys - 1) / L::kTileKeys;
     std::vector<T> largest(kTiles * kRows);
-    std::vector<Int> tiles(kTiles);
-    std::vector<typename TopK<T>::Reached> reached(TopK<T>::kReachedRoom);
-    std::vector<T> slots(TopK<T>::kSlots * L::kWidth, T(-INFINITY));
-    std::vector<Int> slot_keys(slots.size());
     for (int64_t k : {1, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64}) {
         for (int kind = 0; kind < 6; ++kind) {
             TopK<T> top;
             top.k = k;
             std::vector<T> held(kRows * k);
             std::vector<Int> held_keys(kRows * k);
-            top.score = held.data(), top.key = held_keys.data(), top.tiles = tiles.data(), top.reached = reached.data();
-            top.slot_score = slots.data(), top.slot_key = slot_keys.data();
+            top.score = held.data(), top.key = held_keys.data();
             top.clear();
             const int64_t blocks[] = {check::integer(1, int(kBlockKeys<T>)), kBlockKeys<T>, check::integer(1, 40)};
             const int64_t keys = blocks[0] + blocks[1] + blocks[2];
-            const int vector = check::integer(0, int(kRows / L::kWidth) - 1);
+            const int vectors = check::integer(1, int(kRows / L::kWidth)), vector = check::integer(0, vectors - 1);
             const auto scores = scores_of_kind<T>(kind, keys);
             int64_t key0 = 0;
             for (int64_t count : blocks) {
                 const T* block = &scores[key0 * kRows];
-                tile_maxima(block, 0, count, count, int(kRows / L::kWidth), largest.data());
-                top.take_block(block, largest.data(), key0, count, vector);
+                tile_maxima(block, 0, count, count, vectors, largest.data());
+                top.take_block(block, largest.data(), key0, count, vectors);
                 key0 += count;
             }
             for (int64_t row = vector * L::kWidth; row < (vector + 1) * L::kWidth; ++row) {

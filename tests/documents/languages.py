@@ -1,0 +1,3 @@
+"""The groups of the corpus that the tests of documents share."""
+
+LANGUAGES = ("de", "en", "fr")
