@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.gate import assembly, budgets, compiling
 from benchmarks.gate.assembly import Figures
-from benchmarks.gate.entries import ARCHS
+from benchmarks.gate.entries import ARCHS, DIMS, DTYPES, STATISTICS, Group
 
 PROJECT = Path(__file__).parents[1]
 FINE = Figures(128, 0, 0, 65536, 8, 3, matrix=16, copies=8, per_element=7.0)
@@ -32,6 +32,11 @@ def test_compiled_kernels_keep_their_budgets(arch: str) -> None:
     command += ["--arch", arch, "--statistics", *statistics]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_there_are_budgets_of_all_that_the_command_compiles() -> None:
+    groups = [Group(arch, dtype, dim) for arch in ARCHS for dtype in DTYPES for dim in DIMS]
+    assert {group.name(name) for group in groups for name in group.among(STATISTICS)} == set(budgets.load().table)
 
 
 def test_committed_figures_break_no_rule_but_those_named() -> None:

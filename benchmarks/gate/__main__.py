@@ -29,7 +29,7 @@ def main() -> int:
         for arch in arguments.arch
     ]  # fmt: skip
     table: Table = {}
-    work = {group: tuple(arguments.statistics) for group in groups}
+    work = {group: group.among(arguments.statistics) for group in groups}
     for number, (group, part) in enumerate(compile_groups(work, arguments.processes), 1):
         print(f"[{number}/{len(groups)}] {group.name('')}", file=sys.stderr, flush=True)
         table |= part

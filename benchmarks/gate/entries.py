@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from attncap import StatSpec
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
 DIMS = (16, 32, 64, 128, 256)
 DTYPES = ("bfloat16", "float16", "float32")
+
+BACKWARD_ARCHS, LEAST_BACKWARD_DIM = ("sm_80", "sm_90"), 32
 
 # Backwards of the output alone, and of it with statistics.
 BACKWARD, BACKWARD_FEW, BACKWARD_EVERYTHING = "backward", "backward of few", "backward of everything"
@@ -48,6 +51,11 @@ class Group:
     def name(self, statistics: str) -> str:
         """As an entry stands in the table and in budgets.json."""
         return f"{self.arch} {self.dtype} D {self.dim} {statistics}"
+
+    def among(self, statistics: Sequence[str]) -> tuple[str, ...]:
+        """Those that the table has for the group: backwards are held to budgets where models are trained with them."""
+        has_backwards = self.arch in BACKWARD_ARCHS and self.dim >= LEAST_BACKWARD_DIM
+        return tuple(name for name in statistics if has_backwards or not name.startswith(BACKWARD))
 
 
 def run_launcher(group: Group, statistics: str) -> None:
