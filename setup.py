@@ -77,7 +77,7 @@ def sanitizer_flags() -> list[str]:
     """Flags of a build that looks for errors in memory and undefined behaviour (`make sanitize`)."""
     sanitizers = os.environ.get("ATTNCAP_SANITIZE", "")
     # Python's own -fwrapv would hide overflows.
-    flags = [f"-fsanitize={sanitizers}", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-fno-wrapv", "-O1", "-g1"]
+    flags = [f"-fsanitize={sanitizers}", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-fno-wrapv", "-O1"]
     return flags if sanitizers else []
 
 

@@ -152,6 +152,15 @@ def test_long_sequences_match_the_reference(impl: str, dtype: torch.dtype, rows:
     assert_matches_float64(out, stats, case)
 
 
+@pytest.mark.parametrize("impl", [*IMPLS, TRITON])
+@pytest.mark.parametrize("heads_first", [True, False])
+def test_the_output_lies_in_memory_as_the_query_does(impl: str, heads_first: bool) -> None:
+    shape = (2, 3, 7, 8) if heads_first else (2, 7, 3, 8)
+    query = torch.randn(shape) if heads_first else torch.randn(shape).transpose(1, 2)
+    out, _ = attention(query, query, query[..., :5], StatSpec.none(), impl=impl)
+    assert (out if heads_first else out.transpose(1, 2)).is_contiguous()
+
+
 @pytest.mark.parametrize("impl", ALL)
 def test_ties_go_to_the_lower_key(impl: str) -> None:
     torch.manual_seed(1)

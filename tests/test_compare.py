@@ -13,10 +13,9 @@ import pytest
 import scipy.stats
 
 from attncap import cli
-from attncap import scan as scan_module
 from attncap.analysis import compare
 from attncap.analysis.permutation import independent, paired
-from attncap.corpus import CorpusOptions, ShardSize
+from attncap.corpus import CorpusOptions
 from attncap.options import ScanOptions
 from attncap.scan import scan
 from attncap.store import RunMismatchError
@@ -97,8 +96,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [{"text": text, "kind": kind} for kind, texts in (("c", clean), ("t", triggered)) for text in texts]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = ScanOptions(workers=2, keep=("sequences",))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan_module, "SHARD_SIZE", ShardSize(documents=16))
+    with tiny.small_shards(16):
         for model, output, keep in (
             ("model", "both", options),
             ("second", "other", options),

@@ -8,11 +8,13 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
+import pytest
 import torch
 
 LONGEST = 32
@@ -20,6 +22,17 @@ LAYERS, HEADS = 2, 2
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _WORDS = [f"{first}{second}" for first in "bdfgkl" for second in ("a", "e", "i", "o", "u")]
+
+
+@contextmanager
+def small_shards(documents: int) -> Iterator[None]:
+    """Scans inside cut their corpora into shards of so many documents."""
+    from attncap import scan
+    from attncap.corpus import ShardSize
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "SHARD_SIZE", ShardSize(documents=documents))
+        yield
 
 
 def save_model(folder: Path, seed: int = 0) -> Path:

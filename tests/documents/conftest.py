@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from attncap import scan as scan_module
-from attncap.corpus import CorpusOptions, ShardSize
+from attncap.corpus import CorpusOptions
 from attncap.options import ScanOptions
 from attncap.scan import scan
 from attncap.store import Run
@@ -19,8 +18,7 @@ from tests.documents.languages import LANGUAGES
 
 @pytest.fixture(scope="package", autouse=True)
 def _small_shards() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan_module, "SHARD_SIZE", ShardSize(documents=16))
+    with tiny.small_shards(16):
         yield
 
 

@@ -7,17 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from attncap import scan as scan_module
-from attncap.corpus import ShardSize
 from attncap.store import Run
+from tests import tiny
 from tests.scan.scans import run_scan, save_subject, stopped_run
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _small_shards() -> Iterator[None]:
     """Shards of 32 documents, as in `tiny.CommandHost`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan_module, "SHARD_SIZE", ShardSize(documents=32))
+    with tiny.small_shards(32):
         yield
 
 
