@@ -21,7 +21,7 @@ MACROS = {
 }
 OF_A_TYPE = (
     "memory", "arithmetic", "compare", "masks", "places", "transpose", "sum_each", "exp", "tanh", "log", "next_above",
-    "topk", "turned", "scores", "maxima", "values", "sums", "received", "strided", "narrow",
+    "topk", "topk_lines", "turned", "scores", "maxima", "values", "sums", "received", "strided", "narrow",
 )  # fmt: skip
 GROUPS = [f"{number}.{group}" for number in ("float", "double") for group in OF_A_TYPE]
 GROUPS += ["half", "bfloat", "stored", "half.narrow", "bfloat.narrow"]

@@ -1,7 +1,7 @@
 // The two matrix products for a task of very few rows (decoding), where lanes of rows would stay empty: here lanes
 // run along the head dim, every key and value is read once, as it is stored, and memory is what limits.
 //
-// Scores and outputs are those of tiles.h, [key][kRows] and [dim][kRows]; lanes past the rows hold -inf.
+// Scores lie in lines: those of a row one after another, `line` numbers from one row to the next.
 #pragma once
 
 #include "cpu/convert.h"
@@ -11,14 +11,12 @@ namespace attncap {
 namespace ATTNCAP_ISA {
 
 constexpr int64_t kNarrowRows = 4;
-// Keys whose exponentials meet their values at a time: a line each, far apart, in the first-level cache.
-constexpr int64_t kNarrowKeys = 128;
 
-// What is read is asked for this many keys before: hardware alone foresees too little of such short rows.
-constexpr int64_t kFetchAhead = 32;
+// What is read is asked for this much before: hardware alone foresees too little of such short rows.
+constexpr int64_t kFetchAhead = 8 << 10;
 
 inline void fetch(const char* from, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + kFetchAhead + at);
 }
 
 // scores[row][i] of keys 0 .. last for `Rows` query rows, kWidth keys a row, of which those past the last repeat it.
@@ -31,7 +29,7 @@ inline void dots(const T* query, const char* keys, int64_t stride, int64_t last,
     typename L::V sums[Rows][L::kWidth];
     for (int i = 0; i < L::kWidth; ++i) {
         const char* key = keys + std::min<int64_t>(i, last) * stride;
-        fetch(key + kFetchAhead * stride, dim * Stored::kBytes);
+        fetch(key, dim * Stored::kBytes);
         typename L::V sum[Rows];
         for (auto& one : sum) one = L::all(0);
         for (int64_t d = 0; d < whole; d += L::kWidth) {
@@ -52,89 +50,103 @@ inline void dots(const T* query, const char* keys, int64_t stride, int64_t last,
     }
 }
 
-// `query` is [rows][dim].
+// scores[row][key] = scale <query, key> of `count` keys, written up to a whole vector; `query` is [rows][dim].
 template <class T, class Stored>
 void narrow_scores(const T* query, int64_t rows, const char* keys, int64_t stride, int64_t dim, int64_t count, T scale,
-                   T* scores) {
+                   T* scores, int64_t line) {
     using L = Lanes<T>;
     with_constant<kNarrowRows>(int(rows), [&](auto some_rows) {
         constexpr int kSome = decltype(some_rows)::value;
         for (int64_t k = 0; k < count; k += L::kWidth) {
-            const int64_t some = std::min<int64_t>(L::kWidth, count - k);
             T lanes[kSome][L::kWidth];
+            const int64_t some = std::min<int64_t>(L::kWidth, count - k);
             dots<T, Stored, kSome>(query, keys + k * stride, stride, some - 1, dim, lanes);
-            for (int first = 0; first < kSome; first += L::kWidth) {
-                typename L::V square[L::kWidth];
-                for (int i = 0; i < L::kWidth; ++i) {
-                    const bool there = first + i < kSome;
-                    square[i] = there ? L::all(scale) * L::load(lanes[there ? first + i : 0]) : L::all(T(-INFINITY));
-                }
-                L::transpose(square);
-                for (int64_t i = 0; i < some; ++i) L::store(scores + (k + i) * kRows + first, square[i]);
+            for (int row = 0; row < kSome; ++row) {
+                L::store(scores + row * line + k, L::all(scale) * L::load(lanes[row]));
             }
         }
     });
 }
 
-// out = out * decay + prob^T values for Vectors * kWidth dims; the first tile fetches `fetched` bytes of later rows.
+// Values that are read anew for every tile of dims stay in the first-level cache.
+constexpr int64_t kNarrowValueBytes = kFetchAhead;
+
+// Vectors of dims whose sums for so many rows fit the registers.
+template <class T>
+constexpr int narrow_vectors(int rows) {
+    const int room = sizeof(typename Lanes<T>::V) == 64 ? 16 : 8;
+    return rows == 1 ? 8 : rows == 2 ? room / 2 : room / 4;
+}
+
+// out[row] = out[row] * decay[row] + prob[row] values for Vectors * kWidth dims, `width` numbers from one row of out
+// to the next.
 template <class T, class Stored, int Rows, int Vectors>
-void narrow_value_tile(const T* prob, const char* values, int64_t stride, int64_t keys, int64_t fetched, const T* decay,
-                       T* out) {
+void narrow_value_tile(const T* prob, int64_t line, const char* values, int64_t stride, int64_t keys, const T* decay,
+                       T* out, int64_t width) {
     using L = Lanes<T>;
     typename L::V sum[Rows][Vectors];
-    for (auto& row : sum) {
-        for (auto& one : row) one = L::all(0);
+    for (int row = 0; row < Rows; ++row) {
+        for (int v = 0; v < Vectors; ++v) {
+            sum[row][v] = L::load(out + row * width + v * L::kWidth) * L::all(decay[row]);
+        }
     }
     for (int64_t k = 0; k < keys; ++k) {
-        fetch(values + (k + kFetchAhead) * stride, fetched);
+        const char* from = values + k * stride;
+        fetch(from, Vectors * L::kWidth * Stored::kBytes);
         typename L::V value[Vectors];
-#pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) {
-            value[v] = Stored::load_lanes(values + k * stride + v * L::kWidth * Stored::kBytes);
-        }
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) value[v] = Stored::load_lanes(from + v * L::kWidth * Stored::kBytes);
 #pragma GCC unroll 4
         for (int row = 0; row < Rows; ++row) {
-            const auto p = L::all(prob[k * kRows + row]);
-#pragma GCC unroll 4
+            const auto p = L::all(prob[row * line + k]);
+#pragma GCC unroll 8
             for (int v = 0; v < Vectors; ++v) sum[row][v] = L::fma(p, value[v], sum[row][v]);
         }
     }
     for (int row = 0; row < Rows; ++row) {
-        T lanes[Vectors * L::kWidth];
-        for (int v = 0; v < Vectors; ++v) L::store(lanes + v * L::kWidth, sum[row][v]);
-        for (int i = 0; i < Vectors * L::kWidth; ++i) {
-            T& here = out[i * kRows + row];
-            here = here * decay[row] + lanes[i];
+        for (int v = 0; v < Vectors; ++v) L::store(out + row * width + v * L::kWidth, sum[row][v]);
+    }
+}
+
+// out = out * decay + prob values, for rows of values `stride` bytes apart.
+template <class T, class Stored, int Rows>
+void narrow_values_of(const T* prob, int64_t line, const char* values, int64_t stride, int64_t keys, int64_t dims,
+                      const T* decay, T* out, int64_t width) {
+    constexpr int64_t kWidth = Lanes<T>::kWidth;
+    int64_t d = 0;
+    auto tiles = [&](auto vectors) {
+        constexpr int kTile = decltype(vectors)::value;
+        if constexpr (kTile > narrow_vectors<T>(Rows)) return;
+        for (; d + kTile * kWidth <= dims; d += kTile * kWidth) {
+            narrow_value_tile<T, Stored, Rows, kTile>(prob, line, values + d * Stored::kBytes, stride, keys,
+                                                      decay, out + d, width);
+        }
+    };
+    tiles(std::integral_constant<int, 8>{});
+    tiles(std::integral_constant<int, 4>{});
+    tiles(std::integral_constant<int, 2>{});
+    tiles(std::integral_constant<int, 1>{});
+    for (; d < dims; ++d) {
+        for (int row = 0; row < Rows; ++row) {
+            T sum = 0;
+            for (int64_t k = 0; k < keys; ++k) {
+                sum += prob[row * line + k] * Stored::load(values + k * stride + d * Stored::kBytes);
+            }
+            out[row * width + d] = out[row * width + d] * decay[row] + sum;
         }
     }
 }
 
-// out = out * decay + prob^T values; rows of values are `stride` bytes apart.
 template <class T, class Stored>
-void narrow_values(const T* prob, const char* values, int64_t stride, int64_t keys, int64_t dims, int64_t rows,
-                   const T* decay, T* out) {
-    constexpr int kVectors = sizeof(typename Lanes<T>::V) == 64 ? 4 : 2;
-    constexpr int64_t kWidth = Lanes<T>::kWidth;
+void narrow_values(const T* prob, int64_t line, const char* values, int64_t stride, int64_t keys, int64_t dims,
+                   int64_t rows, const T* decay, T* out, int64_t width) {
+    const T ones[kNarrowRows] = {1, 1, 1, 1};
     with_constant<kNarrowRows>(int(rows), [&](auto some) {
         constexpr int kSome = decltype(some)::value;
-        int64_t d = 0;
-        auto tile = [&](auto vectors) {
-            constexpr int kTile = decltype(vectors)::value;
-            for (; d + kTile * kWidth <= dims; d += kTile * kWidth) {
-                narrow_value_tile<T, Stored, kSome, kTile>(prob, values + d * Stored::kBytes, stride, keys,
-                                                           d == 0 ? dims * Stored::kBytes : 0, decay, out + d * kRows);
-            }
-        };
-        tile(std::integral_constant<int, kVectors>{});
-        tile(std::integral_constant<int, 1>{});
-        for (; d < dims; ++d) {
-            for (int64_t row = 0; row < rows; ++row) {
-                T sum = 0;
-                for (int64_t k = 0; k < keys; ++k) {
-                    sum += prob[k * kRows + row] * Stored::load(values + k * stride + d * Stored::kBytes);
-                }
-                out[d * kRows + row] = out[d * kRows + row] * decay[row] + sum;
-            }
+        const int64_t together = std::max<int64_t>(8, kNarrowValueBytes / std::max<int64_t>(1, dims * Stored::kBytes));
+        for (int64_t k = 0; k < keys; k += together) {
+            narrow_values_of<T, Stored, kSome>(prob + k, line, values + k * stride, stride, std::min(together, keys - k),
+                                               dims, k == 0 ? decay : ones, out, width);
         }
     });
 }

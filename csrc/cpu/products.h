@@ -19,7 +19,6 @@ class Products {
           p_(task.problem),
           w_(*workspace),
           vectors_(int((task.lanes() + L::kWidth - 1) / L::kWidth)),
-          narrow_(task.lanes() <= kNarrowRows),
           scores_(task, p_.query, p_.key, p_.key_dim, p_.scale, workspace->of_scores()),
           values_(task, p_.value, p_.value_dim) {}
 
@@ -50,39 +49,19 @@ class Products {
     const Problem& p_;
     Workspace<T>& w_;
     const int vectors_;
-    const bool narrow_;
     RowProduct<T> scores_;
     const KeyRows<T> values_;
 
     void add_plain_values(const T* exponentials, int64_t key0, int64_t count, const T* decay) {
-        if (narrow_ && as_stored<T>(p_.value.dtype, p_.value.stride[3], [&](auto stored) {
-                narrow_values<T, decltype(stored)>(exponentials, values_.at(key0), values_.bytes(), count, p_.value_dim,
-                                                   t_.lanes(), decay, w_.out);
-            })) {
-            return;
-        }
         int64_t stride;
         const T* values = values_.read(key0, count, w_.values, &stride);
-        add_converted(exponentials, values, stride, count, p_.value_dim, decay, w_.out);
-    }
-
-    void add_converted(const T* exponentials, const T* values, int64_t stride, int64_t keys, int64_t dims,
-                       const T* decay, T* out) {
-        if (narrow_) {
-            narrow_values<T, StoredOwn<T>>(exponentials, reinterpret_cast<const char*>(values),
-                                           stride * int64_t(sizeof(T)), keys, dims, t_.lanes(), decay, out);
-        } else {
-            accumulate_values<Plain<T>>(exponentials, values, stride, keys, dims, vectors_, decay, out);
-        }
+        accumulate_values<Plain<T>>(exponentials, values, stride, count, p_.value_dim, vectors_, decay, w_.out);
     }
 
     void add_features(const T* exponentials, int64_t key0, int64_t count, const T* decay) {
-        for (int64_t k = 0; k < count; ++k) {
-            const char* from = p_.key_features.at(t_.sequence.batch, t_.sequence.key0 + key0 + k);
-            load_strided(w_.features + k * p_.features, from, p_.key_features.dtype, p_.key_features.stride[2],
-                         p_.features);
-        }
-        add_converted(exponentials, w_.features, p_.features, count, p_.features, decay, w_.feature_out);
+        load_features(t_, key0, count, w_.features);
+        accumulate_values<Plain<T>>(exponentials, w_.features, p_.features, count, p_.features, vectors_, decay,
+                                    w_.feature_out);
     }
 
     // Values of two neighbouring keys in one word, as their exponentials are.

@@ -2,6 +2,7 @@
 // output of a row are those over the keys so far, relative to the largest score so far; chosen scores are kept raw.
 #pragma once
 
+#include "cpu/line_block.h"
 #include "cpu/products.h"
 #include "cpu/received.h"
 #include "cpu/seen_scores.h"
@@ -21,16 +22,18 @@ class RowBlock {
           vectors_(int((task.lanes() + L::kWidth - 1) / L::kWidth)),
           w_(*workspace),
           s_(workspace->state),
-          products_(t_, workspace) {}
+          products_(t_, workspace),
+          lines_(t_, workspace) {}
 
     // Stores output and statistics. `received`, [heads][keys] or null, gets each key's probabilities added; `keep`
     // keeps the exponentials for that instead of computing them again.
     void operator()(bool keep, T* received) {
         w_.clear_state(p_);
-        products_.load_queries();
+        narrow() ? lines_.start() : products_.load_queries();
         load_lane_facts();
         seen_.set(p_, t_.sequence.keys, t_.lanes(), s_.position);
         for (int64_t block = first_block(); block < last_block(); ++block) step(block, keep);
+        if (narrow()) lines_.finish();
         finish_rows();
         if (received) add_received(keep, received);
     }
@@ -42,7 +45,11 @@ class RowBlock {
     Workspace<T>& w_;
     RowState<T>& s_;
     Products<T> products_;
+    LineBlock<T> lines_;
     SeenRange<T> seen_;
+
+    // Very few rows leave most lanes of rows empty.
+    bool narrow() const { return t_.lanes() <= kNarrowRows; }
 
     int64_t first_block() const { return seen_.begin / kBlockKeys<T>; }
     int64_t last_block() const { return block_count<T>(seen_.end); }
@@ -66,17 +73,23 @@ class RowBlock {
     void step(int64_t block, bool keep) {
         const int64_t key0 = block_begin(block), key1 = block_end(block);
         T* scores = keep && !narrow() ? w_.kept + (key0 - seen_.begin) * kRows : w_.scores;
+        narrow() ? lines_.find_scores(seen_, key0, key1) : find_scores(key0, key1, scores);
+        rescale(w_.block_max, vectors_, p_.tags, &s_);
+        if (p_.received) std::copy(s_.shift, s_.shift + kRows, w_.block_shift + block * kRows);
+        narrow() ? lines_.add_keys(key0, key1) : add_keys(key0, key1, scores);
+    }
+
+    void find_scores(int64_t key0, int64_t key1, T* scores) {
         score_block(key0, key1, scores);
         scan_scores(scores, w_.largest, key0, key1 - key0, vectors_, &s_, w_.block_max);
         pick_offsets(scores, key0, key1, p_.offsets, t_.lanes(), &s_);
-        rescale(w_.block_max, vectors_, p_.tags, &s_);
-        if (p_.received) std::copy(s_.shift, s_.shift + kRows, w_.block_shift + block * kRows);
-        const int64_t most = narrow() ? kNarrowKeys : kConvertValues;
-        for (int64_t key = key0; key < key1; key += most) {
-            const int64_t count = std::min(most, key1 - key);
+    }
+
+    void add_keys(int64_t key0, int64_t key1, T* scores) {
+        for (int64_t key = key0; key < key1; key += kConvertValues) {
+            const int64_t count = std::min(kConvertValues, key1 - key);
             T* here = scores + (key - key0) * kRows;
             exponentiate(p_, here, key, count, vectors_, &s_, products_.pairs());
-            if (p_.received && narrow()) keep_narrow(here, key, key + count);
             products_.add_values(here, key, count, key == key0 ? s_.decay : w_.ones);
         }
         add_masses(scores, key0, key1);
@@ -101,9 +114,7 @@ class RowBlock {
         if (key0 < p_.sink) add_sink(exponentials, key0, std::min(key1, p_.sink), vectors_, &s_);
         if (p_.diagonal >= 0) add_diagonal(exponentials, key0, key1, p_.diagonal, t_.lanes(), &s_);
         for (int64_t t = 0; t < p_.tags; ++t) {
-            for (int64_t key = key0; key < key1; ++key) {
-                w_.key_tags[key - key0] = read<int32_t>(p_.key_tags.at(t, t_.sequence.batch, t_.sequence.key0 + key));
-            }
+            load_key_tags(t_, t, key0, key1 - key0, w_.key_tags);
             add_tag(exponentials, w_.key_tags, key1 - key0, t, vectors_, &s_);
         }
     }
@@ -271,30 +282,10 @@ class RowBlock {
                 if (!w_.counted[i]) w_.row[i] = 0;
             }
             if (narrow()) {
-                add_narrow_columns(key0, key1, received);
+                lines_.add_received(key0, key1, received);
             } else {
                 add_columns(exponentials, w_.row, key1 - key0, vectors_, !finite, received + key0);
             }
-        }
-    }
-
-    // Few rows keep their exponentials row by row, which takes little room at any length.
-    bool narrow() const { return t_.lanes() <= kNarrowRows; }
-
-    void keep_narrow(const T* exponentials, int64_t key0, int64_t key1) {
-        for (int64_t lane = 0; lane < t_.lanes(); ++lane) {
-            T* kept = w_.narrow_kept + lane * t_.sequence.keys;
-            for (int64_t key = key0; key < key1; ++key) kept[key] = exponentials[(key - key0) * kRows + lane];
-        }
-    }
-
-    void add_narrow_columns(int64_t key0, int64_t key1, T* received) const {
-        for (int64_t lane = 0; lane < t_.lanes(); ++lane) {
-            const T* kept = w_.narrow_kept + lane * t_.sequence.keys;
-            T* to = received + lane / t_.rows * t_.sequence.keys;
-            const T factor = w_.row[lane];
-            if (factor == 0) continue;
-            for (int64_t key = key0; key < key1; ++key) to[key] += kept[key] == 0 ? T(0) : kept[key] * factor;
         }
     }
 };

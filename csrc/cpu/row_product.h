@@ -47,6 +47,24 @@ class KeyRows {
     const int64_t dim_;
 };
 
+// `count` rows of key_features (B, K, F).
+template <class T>
+void load_features(const Task& task, int64_t key0, int64_t count, T* rows) {
+    const Array& from = task.problem.key_features;
+    const int64_t width = task.problem.features;
+    for (int64_t k = 0; k < count; ++k) {
+        load_strided(rows + k * width, from.at(task.sequence.batch, task.sequence.key0 + key0 + k), from.dtype,
+                     from.stride[2], width);
+    }
+}
+
+// `count` of key_tags (T, B, K).
+inline void load_key_tags(const Task& task, int64_t tag, int64_t key0, int64_t count, int32_t* tags) {
+    for (int64_t k = 0; k < count; ++k) {
+        tags[k] = read<int32_t>(task.problem.key_tags.at(tag, task.sequence.batch, task.sequence.key0 + key0 + k));
+    }
+}
+
 // Where a product keeps what it reads; `dim` is rounded up to whole vectors.
 template <class T>
 struct ProductMemory {
@@ -96,7 +114,7 @@ class RowProduct {
             T* here = scores + (key - key0) * kRows;
             T* largest_here = largest + (key - key0) / L::kTileKeys * kRows;
             if (narrow_) {
-                score_narrow(key, count, here);
+                spread_lines(key, count, here);
                 tile_maxima(here, 0, count, count, vectors_, largest_here);
                 continue;
             }
@@ -115,6 +133,22 @@ class RowProduct {
             const T* keys = keys_.read(key, count, m_.converted, &stride);
             score_seen<Plain<T>>(seen, reinterpret_cast<const char*>(keys), stride * int64_t(sizeof(T)), dim_, key,
                                  count, here, largest_here);
+        }
+    }
+
+    // The same for narrow rows, line by line: scores[lane * line + key - key0], written up to a whole vector.
+    void lines(int64_t key0, int64_t count, T* scores, int64_t line) {
+        auto score = [&](auto stored, const char* keys, int64_t stride, int64_t some, T* here) {
+            narrow_scores<T, decltype(stored)>(m_.packed, t_.lanes(), keys, stride, dim_, some, scale_, here, line);
+        };
+        const bool in_place = as_stored<T>(given_keys_.dtype, given_keys_.stride[3], [&](auto stored) {
+            score(stored, keys_.at(key0), keys_.bytes(), count, scores);
+        });
+        for (int64_t k = 0; !in_place && k < count; k += kConvertKeys) {
+            const int64_t some = std::min(kConvertKeys, count - k);
+            int64_t stride;
+            const T* keys = keys_.read(key0 + k, some, m_.converted, &stride);
+            score(StoredOwn<T>{}, reinterpret_cast<const char*>(keys), stride * int64_t(sizeof(T)), some, scores + k);
         }
     }
 
@@ -219,16 +253,16 @@ class RowProduct {
         return copy;
     }
 
-    void score_narrow(int64_t key0, int64_t count, T* scores) {
-        auto score = [&](auto stored, const char* keys, int64_t stride) {
-            narrow_scores<T, decltype(stored)>(m_.packed, t_.lanes(), keys, stride, dim_, count, scale_, scores);
-        };
-        const bool in_place = as_stored<T>(given_keys_.dtype, given_keys_.stride[3],
-                                           [&](auto stored) { score(stored, keys_.at(key0), keys_.bytes()); });
-        if (in_place) return;
-        int64_t stride;
-        const T* keys = keys_.read(key0, count, m_.converted, &stride);
-        score(StoredOwn<T>{}, reinterpret_cast<const char*>(keys), stride * int64_t(sizeof(T)));
+    // Lines of at most kConvertKeys keys as lanes of rows; those past the last get -inf.
+    void spread_lines(int64_t key0, int64_t count, T* scores) {
+        constexpr int64_t kLine = whole_vectors<T>(kConvertKeys);
+        T lines[kNarrowRows * kLine];
+        this->lines(key0, count, lines, kLine);
+        for (int64_t k = 0; k < count; ++k) {
+            T* to = scores + k * kRows;
+            std::fill(to, to + vectors_ * L::kWidth, T(-INFINITY));
+            for (int64_t lane = 0; lane < t_.lanes(); ++lane) to[lane] = lines[lane * kLine + k];
+        }
     }
 };
 

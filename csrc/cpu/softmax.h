@@ -181,17 +181,22 @@ void exponentiate_as(T* scores, int64_t key0, int64_t count, int vectors, RowSta
     }
 }
 
-template <class T>
-void exponentiate(const Problem& problem, T* scores, int64_t key0, int64_t count, int vectors, RowState<T>* s,
-                  uint32_t* pairs) {
-    auto chosen = [&](auto entropy, auto collision, auto distance) {
-        exponentiate_as<T, entropy.value, collision.value, distance.value>(scores, key0, count, vectors, s, pairs);
-    };
+// Calls body(entropy, collision, distance), each a constant that says whether it is wanted.
+template <class Body>
+void with_statistics(const Problem& problem, Body&& body) {
     auto with = [](bool flag, auto&& next) { flag ? next(std::true_type{}) : next(std::false_type{}); };
     with(problem.entropy, [&](auto entropy) {
         with(problem.collision, [&](auto collision) {
-            with(problem.distance, [&](auto distance) { chosen(entropy, collision, distance); });
+            with(problem.distance, [&](auto distance) { body(entropy, collision, distance); });
         });
+    });
+}
+
+template <class T>
+void exponentiate(const Problem& problem, T* scores, int64_t key0, int64_t count, int vectors, RowState<T>* s,
+                  uint32_t* pairs) {
+    with_statistics(problem, [&](auto entropy, auto collision, auto distance) {
+        exponentiate_as<T, entropy.value, collision.value, distance.value>(scores, key0, count, vectors, s, pairs);
     });
 }
 

@@ -60,6 +60,16 @@ struct TopK {
         for (int64_t n = 0; n < k && last.take(n);) ++n;
     }
 
+    // Takes in the scores of `count` keys from key0 on of one row, which lie one after another up to a whole vector.
+    void take_line(const T* scores, int64_t key0, int64_t count, int64_t row) {
+        if (k == 0) return;
+        const T* last = score + (k - 1) * kRows + row;
+        for (int64_t at = 0; at < count; at += L::kWidth) {
+            if (!L::any(L::less(L::all(*last), L::load(scores + at)))) continue;
+            for (int64_t i = 0; i < L::kWidth; ++i) insert_one(scores[at + i], Int(key0 + at + i), row);
+        }
+    }
+
   private:
     typedef Int Ints __attribute__((vector_size(sizeof(V))));
 
@@ -200,6 +210,17 @@ struct TopK {
             return key;
         }
     };
+
+    void insert_one(T newcomer, Int newcomer_key, int64_t row) {
+        T* scores = score + row;
+        Int* keys = key + row;
+        int64_t t = k;
+        for (; t > 0 && scores[(t - 1) * kRows] < newcomer; --t) {
+            if (t == k) continue;
+            scores[t * kRows] = scores[(t - 1) * kRows], keys[t * kRows] = keys[(t - 1) * kRows];
+        }
+        if (t < k) scores[t * kRows] = newcomer, keys[t * kRows] = newcomer_key;
+    }
 
     // Entry n of every row, after which it has none; -inf is no score.
     void put(int64_t n, V taken, I taken_key, int64_t row0) {

@@ -18,7 +18,8 @@ template <class T>
 struct Workspace {
     using Int = typename Lanes<T>::Int;
     T *query, *keys, *values, *features, *scores, *out, *feature_out, *largest, *block_max, *block_shift, *kept,
-        *narrow_kept;
+        *lines, *line_out, *line_features;
+    int64_t line;  // numbers from one of the lines to the next, see line_block.h
     T *factor, *row, *ones, *staging, *paired_prob;
     TurnedValues<T> turned;
     bool counted[kRows] = {}, all_counted = false;
@@ -78,7 +79,10 @@ struct Workspace {
         take(&block_max, kRows);
         take(&block_shift, problem.received ? block_count<T>(most_keys) * kRows : 0);
         take(&kept, kept_keys * kRows);
-        take(&narrow_kept, problem.received ? most_keys * kNarrowRows : 0);
+        line = whole_vectors<T>(problem.received ? most_keys : block_keys) + Lanes<T>::kWidth;
+        take(&lines, line * kNarrowRows);
+        take(&line_out, value_dim * kNarrowRows);
+        take(&line_features, whole_vectors<T>(problem.features) * kNarrowRows);
         take(&factor, kRows);
         take(&row, kRows);
         take(&ones, kRows);

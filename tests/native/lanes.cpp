@@ -21,7 +21,8 @@ void check_type(const std::string& type) {
     check::group(type + ".tanh", check_tanh<T>);
     check::group(type + ".log", check_log<T>);
     check::group(type + ".next_above", check_next_above<T>);
-    check::group(type + ".topk", check_topk<T>);
+    check::group(type + ".topk", [] { check_topk<T>(false); });
+    check::group(type + ".topk_lines", [] { check_topk<T>(true); });
     check::group(type + ".turned", check_turned_in_and_out<T>);
     check::group(type + ".scores", [] { check_score_tiles<Plain<T>>(1); });
     check::group(type + ".maxima", check_tile_maxima<T>);

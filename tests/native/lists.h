@@ -25,10 +25,32 @@ std::vector<T> scores_of_kind(int kind, int64_t keys) {
     return scores;
 }
 
+// The lists of rows row0 .. row1 - 1 after all scores.
 template <class T>
-void check_topk() {
+void check_lists(const TopK<T>& top, const std::vector<T>& scores, int64_t row0, int64_t row1, int kind) {
+    using Int = typename Lanes<T>::Int;
+    for (int64_t row = row0; row < row1; ++row) {
+        if (kind == 5 && row == 0) continue;
+        std::vector<Int> order;
+        for (int64_t key = 0; key < int64_t(scores.size()) / kRows; ++key) {
+            if (scores[key * kRows + row] > T(-INFINITY)) order.push_back(Int(key));
+        }
+        std::stable_sort(order.begin(), order.end(),
+                         [&](Int a, Int b) { return scores[a * kRows + row] > scores[b * kRows + row]; });
+        for (int64_t t = 0; t < top.k; ++t) {
+            const bool there = t < int64_t(order.size());
+            const Int want = there ? order[t] : -1, key = top.key[t * kRows + row];
+            const T score = there ? scores[want * kRows + row] : T(-INFINITY);
+            check::that(key == want && top.score[t * kRows + row] == score, "top-k: k, kind, row, place, key",
+                        {double(top.k), double(kind), double(row), double(t), double(key)});
+        }
+    }
+}
+
+// In lanes of rows, or row after row.
+template <class T>
+void check_topk(bool lines) {
     using L = Lanes<T>;
-    using Int = typename L::Int;
     constexpr int64_t kTiles = (kBlockKeys<T> + L::kTileKeys - 1) / L::kTileKeys;
     std::vector<T> largest(kTiles * kRows);
     for (int64_t k : {1, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64}) {
@@ -36,37 +58,28 @@ void check_topk() {
             TopK<T> top;
             top.k = k;
             std::vector<T> held(kRows * k);
-            std::vector<Int> held_keys(kRows * k);
+            std::vector<typename L::Int> held_keys(kRows * k);
             top.score = held.data(), top.key = held_keys.data();
             top.clear();
             const int64_t blocks[] = {check::integer(1, int(kBlockKeys<T>)), kBlockKeys<T>, check::integer(1, 40)};
-            const int64_t keys = blocks[0] + blocks[1] + blocks[2];
             const int vectors = check::integer(1, int(kRows / L::kWidth)), vector = check::integer(0, vectors - 1);
-            const auto scores = scores_of_kind<T>(kind, keys);
+            const int64_t row0 = lines ? 0 : vector * L::kWidth, row1 = lines ? 4 : row0 + L::kWidth;
+            const auto scores = scores_of_kind<T>(kind, blocks[0] + blocks[1] + blocks[2]);
             int64_t key0 = 0;
             for (int64_t count : blocks) {
                 const T* block = &scores[key0 * kRows];
-                tile_maxima(block, 0, count, count, vectors, largest.data());
-                top.take_block(block, largest.data(), key0, count, vectors);
+                for (int64_t row = row0; lines && row < row1; ++row) {
+                    std::vector<T> line(whole_vectors<T>(count), T(-INFINITY));
+                    for (int64_t key = 0; key < count; ++key) line[key] = block[key * kRows + row];
+                    top.take_line(line.data(), key0, count, row);
+                }
+                if (!lines) {
+                    tile_maxima(block, 0, count, count, vectors, largest.data());
+                    top.take_block(block, largest.data(), key0, count, vectors);
+                }
                 key0 += count;
             }
-            for (int64_t row = vector * L::kWidth; row < (vector + 1) * L::kWidth; ++row) {
-                if (kind == 5 && row == 0) continue;
-                std::vector<Int> order;
-                for (int64_t key = 0; key < keys; ++key) {
-                    if (scores[key * kRows + row] > T(-INFINITY)) order.push_back(Int(key));
-                }
-                std::stable_sort(order.begin(), order.end(),
-                                 [&](Int a, Int b) { return scores[a * kRows + row] > scores[b * kRows + row]; });
-                for (int64_t t = 0; t < k; ++t) {
-                    const bool there = t < int64_t(order.size());
-                    const Int want = there ? order[t] : -1;
-                    const T score = there ? scores[want * kRows + row] : T(-INFINITY);
-                    const bool right = held_keys[t * kRows + row] == want && held[t * kRows + row] == score;
-                    check::that(right, "top-k: k, kind, row, place, key",
-                                {double(k), double(kind), double(row), double(t), double(held_keys[t * kRows + row])});
-                }
-            }
+            check_lists(top, scores, row0, row1, kind);
         }
     }
 }
