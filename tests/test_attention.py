@@ -397,6 +397,18 @@ def test_random_calls_over_several_blocks_of_keys(isa: str, keys: int, monkeypat
         assert_matches_float64(out, stats, case)
 
 
+@pytest.mark.parametrize("isa", _C.instruction_sets())
+@pytest.mark.parametrize("keys", [1, 31, 575, 2112, 4300])
+def test_random_calls_of_few_rows(isa: str, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As decoding has them: lanes run along the keys then."""
+    monkeypatch.setenv("ATTNCAP_CPU_ISA", isa)
+    sizes = Sizes(rows=tuple(range(1, 10)), longest=9, dims=(1, 8, 33, 80, 128), value_dims=(1, 5, 64, 136))
+    for seed in range(keys, keys + 6):
+        case = random_case(seed, dtype=DTYPES[seed % 4], sizes=sizes, number_of_keys=keys)
+        out, stats = attention(case.query, case.key, case.value, case.spec, impl="cpu", **case.kwargs)
+        assert_matches_float64(out, stats, case)
+
+
 def test_an_unknown_set_of_instructions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNCAP_CPU_ISA", "mmx")
     with pytest.raises(ValueError, match=r"ATTNCAP_CPU_ISA.*portable.*mmx"):

@@ -10,7 +10,7 @@
 namespace attncap {
 namespace ATTNCAP_ISA {
 
-constexpr int64_t kNarrowRows = 4;
+constexpr int64_t kNarrowRows = 8;
 
 // What is read is asked for this much before: hardware alone foresees too little of such short rows.
 constexpr int64_t kFetchAhead = 8 << 10;
@@ -34,10 +34,10 @@ inline void dots(const T* query, const char* keys, int64_t stride, int64_t last,
         for (auto& one : sum) one = L::all(0);
         for (int64_t d = 0; d < whole; d += L::kWidth) {
             const auto here = Stored::load_lanes(key + d * Stored::kBytes);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int row = 0; row < Rows; ++row) sum[row] = L::fma(L::load(query + row * dim + d), here, sum[row]);
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int row = 0; row < Rows; ++row) sums[row][i] = sum[row];
     }
     for (int row = 0; row < Rows; ++row) {
@@ -75,7 +75,9 @@ constexpr int64_t kNarrowValueBytes = kFetchAhead;
 template <class T>
 constexpr int narrow_vectors(int rows) {
     const int room = sizeof(typename Lanes<T>::V) == 64 ? 16 : 8;
-    return rows == 1 ? 8 : rows == 2 ? room / 2 : room / 4;
+    int vectors = 8;
+    while (vectors * rows > room) vectors /= 2;
+    return vectors;
 }
 
 // out[row] = out[row] * decay[row] + prob[row] values for Vectors * kWidth dims, `width` numbers from one row of out
@@ -96,7 +98,7 @@ void narrow_value_tile(const T* prob, int64_t line, const char* values, int64_t 
         typename L::V value[Vectors];
 #pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) value[v] = Stored::load_lanes(from + v * L::kWidth * Stored::kBytes);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int row = 0; row < Rows; ++row) {
             const auto p = L::all(prob[row * line + k]);
 #pragma GCC unroll 8
@@ -140,7 +142,8 @@ void narrow_values_of(const T* prob, int64_t line, const char* values, int64_t s
 template <class T, class Stored>
 void narrow_values(const T* prob, int64_t line, const char* values, int64_t stride, int64_t keys, int64_t dims,
                    int64_t rows, const T* decay, T* out, int64_t width) {
-    const T ones[kNarrowRows] = {1, 1, 1, 1};
+    T ones[kNarrowRows];
+    std::fill(ones, ones + kNarrowRows, T(1));
     with_constant<kNarrowRows>(int(rows), [&](auto some) {
         constexpr int kSome = decltype(some)::value;
         const int64_t together = std::max<int64_t>(8, kNarrowValueBytes / std::max<int64_t>(1, dims * Stored::kBytes));

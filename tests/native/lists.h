@@ -1,6 +1,7 @@
 // The k largest of every row, block by block, against a stable sort.
 #pragma once
 
+#include "cpu/narrow.h"
 #include "cpu/topk.h"
 #include "lanes.h"
 
@@ -63,7 +64,7 @@ void check_topk(bool lines) {
             top.clear();
             const int64_t blocks[] = {check::integer(1, int(kBlockKeys<T>)), kBlockKeys<T>, check::integer(1, 40)};
             const int vectors = check::integer(1, int(kRows / L::kWidth)), vector = check::integer(0, vectors - 1);
-            const int64_t row0 = lines ? 0 : vector * L::kWidth, row1 = lines ? 4 : row0 + L::kWidth;
+            const int64_t row0 = lines ? 0 : vector * L::kWidth, row1 = lines ? kNarrowRows : row0 + L::kWidth;
             const auto scores = scores_of_kind<T>(kind, blocks[0] + blocks[1] + blocks[2]);
             int64_t key0 = 0;
             for (int64_t count : blocks) {
