@@ -201,6 +201,8 @@ def test_dropout_and_other_specs_are_refused_by_name() -> None:
         ours(TOKENS, TOKENS, TOKENS)
     with pytest.raises(TypeError, match="spec: expected a StatSpec"):
         attncap.nn.MultiheadAttention(12, 2, spec="entropy")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_heads: expected a divisor of embed_dim, 8, got 3"):
+        attncap.nn.MultiheadAttention(8, 3)
     with torch.no_grad():
         _, stats = attncap.nn.MultiheadAttention(12, 2, spec=StatSpec.none())(TOKENS, TOKENS, TOKENS)
     assert [name for name, _ in stats.items()] == ["lse"]

@@ -26,6 +26,9 @@ class MultiheadAttention(nn.MultiheadAttention):
         spec: which statistics `need_weights` gives.
 
     Appended keys (add_bias_kv, then add_zero_attn) are the last ones of the statistics.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it should be.
     """
 
     def __init__(
@@ -44,6 +47,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         *,
         spec: StatSpec = StatSpec(),  # noqa: B008 - frozen
     ) -> None:
+        if embed_dim > 0 and num_heads > 0 and embed_dim % num_heads:  # torch asserts
+            raise ValueError(f"num_heads: expected a divisor of embed_dim, {embed_dim}, got {num_heads}")
         super().__init__(
             embed_dim,
             num_heads,
