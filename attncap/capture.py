@@ -133,6 +133,12 @@ class Capture:
         """Names of the attention modules captured so far, in order of execution."""
         return tuple(dict.fromkeys(module for phase in self._phases.values() for module in phase.modules))
 
+    @property
+    def complete_layers(self) -> tuple[nn.Module, ...]:
+        """All modules that can call attention, captured or not; none where only running the model tells."""
+        names = self._adapter.known_layers if self._adapter.complete else None
+        return tuple(self._modules[name] for name in names or ())
+
     def mean(self, stat: str, phase: str | None = None) -> Tensor:
         """Mean of a statistic over all counted rows so far.
 

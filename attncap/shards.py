@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from attncap.accumulate import Accumulator, Heads
 from attncap.annotations import TagFunction
+from attncap.attention_only import AttentionOnly
 from attncap.capture import Capture
 from attncap.claims import Place
 from attncap.corpus import Shard
@@ -70,6 +71,14 @@ class Work:
     team: Team = field(default_factory=lambda: Team(Place(), 1))
 
 
+@dataclass(frozen=True)
+class Worker:
+    """A model, how it is run, and what captures it."""
+
+    run: AttentionOnly
+    capture: Capture
+
+
 class _StoppedError(Exception):
     """The scan was interrupted while this shard was being made."""
 
@@ -88,7 +97,7 @@ def run_shards(
     waiting: set[Future[ShardResult]] = set()
     with ExitStack() as undo:
         undo.enter_context(one_thread_per_operator())
-        idle = _open_captures(undo, work, workers)
+        idle = open_workers(undo, work, workers)
         pool = undo.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="attncap"))
         undo.callback(stop.set)  # before the pool waits for its threads
         for shard in shards:
@@ -96,7 +105,7 @@ def run_shards(
             encoded = encode(shard, work.loaded, work.max_tokens)
             for fault in encoded.faults:
                 work.leave_out(fault)
-            waiting.add(pool.submit(_run_shard, work, encoded, idle, stop, advance))
+            waiting.add(pool.submit(run_shard, work, encoded, idle, stop, advance))
             if len(waiting) > workers:  # one more than the workers, so that none of them waits for the corpus
                 waiting = _collect(waiting, done)
         while waiting:
@@ -121,14 +130,17 @@ def one_thread_per_operator() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _open_captures(undo: ExitStack, work: Work, workers: int) -> queue.SimpleQueue[Capture]:
-    """A capture for each worker, each on modules of its own that share the weights."""
-    idle: queue.SimpleQueue[Capture] = queue.SimpleQueue()
+def open_workers(undo: ExitStack, work: Work, workers: int) -> queue.SimpleQueue[Worker]:
+    """So many workers, each on modules of its own that share the weights."""
+    idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     model = work.loaded.model
     # Copied before the first capture is opened: an open one hangs on the model's modules.
     replicas = [model, *(_share_weights(model) for _ in range(workers - 1))]
     for replica in replicas:
-        idle.put(undo.enter_context(Capture(replica, work.spec, tags=work.tags)))
+        capture = undo.enter_context(Capture(replica, work.spec, tags=work.tags))
+        run = AttentionOnly(replica, capture.complete_layers)
+        undo.enter_context(run.open())
+        idle.put(Worker(run, capture))
     return idle
 
 
@@ -142,21 +154,21 @@ def _share_weights(model: nn.Module) -> nn.Module:
 class _Recording:
     """What one process counts of one shard."""
 
-    def __init__(self, work: Work, capture: Capture, shard: int) -> None:
-        self._work, self._capture, self._shard = work, capture, shard
+    def __init__(self, work: Work, worker: Worker, shard: int) -> None:
+        self._work, self._worker, self._shard = work, worker, shard
         self.accumulator = Accumulator(histogram=True) if work.team.rank == 0 else _Share(histogram=True)
         self.keeper = Keeper(work.keep)
         if work.keep:
             self.accumulator.observer = self.keeper.observe
-            capture.stats = self.keeper
-        capture.accumulator = self.accumulator
+            worker.capture.stats = self.keeper
+        worker.capture.accumulator = self.accumulator
 
     def add(self, batch: Sequence[Encoded]) -> None:
         """Run the model on a batch."""
         self.keeper.begin(batch)
-        self._capture.groups = [sequence.group for sequence in batch]
+        self._worker.capture.groups = [sequence.group for sequence in batch]
         with self._work.team.step():
-            _forward(self._work, self._capture, batch, self._shard)
+            _forward(self._work, self._worker.run, batch, self._shard)
 
     def collect(self) -> None:
         """Add what the other processes of the team have counted."""
@@ -186,13 +198,14 @@ class _Share(Accumulator):
             super().add(module, values, counted, groups, heads=heads)
 
 
-def _run_shard(
-    work: Work, shard: EncodedShard, idle: queue.SimpleQueue[Capture], stop: threading.Event, advance: Advance
+def run_shard(
+    work: Work, shard: EncodedShard, idle: queue.SimpleQueue[Worker], stop: threading.Event, advance: Advance
 ) -> ShardResult:
-    capture = idle.get()
+    """The result of a shard, made by a worker that is idle."""
+    worker = idle.get()
     try:
         work.team.tell(SHARD, shard.index)
-        recording = _Recording(work, capture, shard.index)
+        recording = _Recording(work, worker, shard.index)
         for batch in batches(shard.sequences, work.batch_tokens):
             if stop.is_set():
                 raise _StoppedError
@@ -203,7 +216,7 @@ def _run_shard(
         recording.collect()
         return ShardResult(shard.index, recording.accumulator, shard.counts, recording.keeper.tables())
     finally:
-        idle.put(capture)
+        idle.put(worker)
 
 
 def follow(work: Work) -> None:
@@ -214,22 +227,22 @@ def follow(work: Work) -> None:
     """
     with only_the_leader_is_interrupted(), ExitStack() as undo:
         undo.enter_context(one_thread_per_operator())
-        capture = _open_captures(undo, work, 1).get()
+        worker = open_workers(undo, work, 1).get()
         while (heard := work.team.hear())[0] in (SHARD, BATCH, COLLECT):
             what, content = heard
             if what == SHARD:
-                recording = _Recording(work, capture, content)
+                recording = _Recording(work, worker, content)
             elif what == BATCH:
                 recording.add(content)
             else:
                 recording.collect()
 
 
-def _forward(work: Work, capture: Capture, batch: Sequence[Encoded], shard: int) -> None:
+def _forward(work: Work, run: AttentionOnly, batch: Sequence[Encoded], shard: int) -> None:
     inputs = {name: tensor.to(work.device) for name, tensor in pad(batch, work.loaded.tokenizer).items()}
     try:
         with torch.inference_mode():
-            capture.model(**inputs)
+            run(**inputs)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ScanError(
             f"shard {shard}: out of memory on {work.device} with {len(batch)} documents of up to "

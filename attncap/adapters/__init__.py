@@ -76,6 +76,9 @@ class Adapter(Protocol):
     known_layers: tuple[str, ...] | None
     """Names of the attention modules, in order of definition; None where only running the model tells."""
 
+    complete: bool
+    """Whether no other module can make an attention call."""
+
     def open(self, sink: Sink) -> AbstractContextManager[None]:
         """Tell `sink` about every attention call made inside the block; everything is undone after it."""
 

@@ -25,6 +25,8 @@ class ComposedAdapter:
         root: the captured module. hosts: the models in it that ask the registry.
     """
 
+    complete = False
+
     def __init__(self, root: nn.Module, hosts: list[PreTrainedModel]) -> None:
         self._registry = TransformersAdapter(root, hosts)
         self._plain = ModuleAdapter(root, hosts=hosts)

@@ -51,6 +51,7 @@ class ModuleAdapter:
     """
 
     known_layers: tuple[str, ...] | None = None
+    complete = False
 
     def __init__(self, model: nn.Module, *, hosts: Collection[nn.Module] = ()) -> None:
         modules = named_modules(model)

@@ -64,6 +64,8 @@ class TransformersAdapter:
         UnsupportedError: the model's attention does not go through it.
     """
 
+    complete = True
+
     def __init__(self, root: nn.Module, models: list[PreTrainedModel]) -> None:
         self._names = {module: name for name, module in named_modules(root)}
         self._models = models
