@@ -75,7 +75,8 @@ void exponentiate_line_as(T* scores, int64_t count, T apart, int64_t row, RowSta
     };
     for (int64_t k = 0; k < count;) {
         const int64_t end = std::min(k + kSummed * kWidth, count);
-        for (; k + kTogether * kWidth <= end; k += kTogether * kWidth) take(k, std::integral_constant<int, kTogether>{});
+        for (; k + kTogether * kWidth <= end; k += kTogether * kWidth)
+            take(k, std::integral_constant<int, kTogether>{});
         for (; k < end; k += kWidth) take(k, std::integral_constant<int, 1>{});
         s->mass[row] += L::sum(mass);
         if constexpr (Entropy) s->weighted[row] += L::sum(weighted);

@@ -120,8 +120,8 @@ void narrow_values_of(const T* prob, int64_t line, const char* values, int64_t s
         constexpr int kTile = decltype(vectors)::value;
         if constexpr (kTile > narrow_vectors<T>(Rows)) return;
         for (; d + kTile * kWidth <= dims; d += kTile * kWidth) {
-            narrow_value_tile<T, Stored, Rows, kTile>(prob, line, values + d * Stored::kBytes, stride, keys,
-                                                      decay, out + d, width);
+            narrow_value_tile<T, Stored, Rows, kTile>(prob, line, values + d * Stored::kBytes, stride, keys, decay,
+                                                      out + d, width);
         }
     };
     tiles(std::integral_constant<int, 8>{});
@@ -148,8 +148,8 @@ void narrow_values(const T* prob, int64_t line, const char* values, int64_t stri
         constexpr int kSome = decltype(some)::value;
         const int64_t together = std::max<int64_t>(8, kNarrowValueBytes / std::max<int64_t>(1, dims * Stored::kBytes));
         for (int64_t k = 0; k < keys; k += together) {
-            narrow_values_of<T, Stored, kSome>(prob + k, line, values + k * stride, stride, std::min(together, keys - k),
-                                               dims, k == 0 ? decay : ones, out, width);
+            narrow_values_of<T, Stored, kSome>(prob + k, line, values + k * stride, stride,
+                                               std::min(together, keys - k), dims, k == 0 ? decay : ones, out, width);
         }
     });
 }

@@ -17,8 +17,8 @@ int64_t block_count(int64_t keys) {
 template <class T>
 struct Workspace {
     using Int = typename Lanes<T>::Int;
-    T *query, *keys, *values, *features, *scores, *out, *feature_out, *largest, *block_max, *block_shift, *kept,
-        *lines, *line_out, *line_features;
+    T *query, *keys, *values, *features, *scores, *out, *feature_out, *largest, *block_max, *block_shift, *kept, *lines,
+        *line_out, *line_features;
     int64_t line;  // numbers from one of the lines to the next, see line_block.h
     T *factor, *row, *ones, *staging, *paired_prob;
     TurnedValues<T> turned;
