@@ -150,15 +150,14 @@ class Accumulator:
     ) -> None:
         """Add statistics of one length."""
         like = values[names[0]]
-        rows = [
-            RowValues(
-                values[name],
-                (counted if isinstance(counted, Tensor) else counted[name]).expand(like.shape),
-                {group: self._state(module, group, name, like) for group in members},
-                name not in _NONNEGATIVE,
-            )
-            for name in names
-        ]
+        expanded: dict[int, Tensor] = {}  # most statistics count the same rows
+        rows = []
+        for name in names:
+            mine = counted if isinstance(counted, Tensor) else counted[name]
+            if id(mine) not in expanded:
+                expanded[id(mine)] = mine.expand(like.shape)
+            states = {group: self._state(module, group, name, like) for group in members}
+            rows.append(RowValues(values[name], expanded[id(mine)], states, name not in _NONNEGATIVE))
         served = all(row_sums_cpu.serves(one) for one in rows)
         (row_sums_cpu if served else row_sums).add(rows, members, heads.numbers)
 
@@ -349,8 +348,9 @@ def row_values(
         ``relative_entropy``.
     """
     values = {name: tensor for name, tensor in stats.items() if tensor.dim() == 3}
-    if stats.max_prob is not None:
-        values["max_prob"] = stats.max_prob
+    max_prob = stats.max_prob
+    if max_prob is not None:
+        values["max_prob"] = max_prob
     if stats.topk_prob is not None:
         values["topk_mass"] = fold(stats.topk_prob)
     offset_names = [f"offset_mass[{offset}]" for offset in spec.offsets]

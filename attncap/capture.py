@@ -84,6 +84,7 @@ class Capture:
         self.importance = importance
         self._told: dict[str, set[str]] = {}  # what was known of a module's calls
         self._heads: dict[str, tuple[Heads, list[int] | None]] = {}  # of the newest call of each module
+        self._shares: dict[tuple[str, int, int], tuple[int, int]] = {}  # what `shard_of` said of a module's calls
 
     def __enter__(self) -> Capture:
         mine = set(self.model.modules())
@@ -95,6 +96,7 @@ class Capture:
             _open_roots.append(self.model)
         with ExitStack() as undo:
             undo.callback(_open_roots.remove, self.model)
+            undo.callback(self._shares.clear)
             self._steps.follow(undo, self.model)
             undo.enter_context(self._adapter.open(self))
             self._undo = undo.pop_all()
@@ -277,7 +279,10 @@ class Capture:
         Where several processes share a module's heads, they are numbered through.
         """
         name = module_of(module)
-        place, parts = shard_of(self._modules[name], given, width)
+        asked = (name, given, width)
+        if asked not in self._shares:
+            self._shares[asked] = shard_of(self._modules[name], given, width)
+        place, parts = self._shares[asked]
         first, total = place * given, parts * given
         numbers = tuple(range(first, first + given))
         wanted = self._selection.heads_of(name, total)

@@ -63,6 +63,8 @@ def _summable(gradient: Tensor, compute: torch.dtype) -> Tensor:
 
 
 def _with_32_bit_tags(call: Call) -> Call:
+    if call.extras.query_tags is None and call.extras.key_tags is None:
+        return call
     query_tags, key_tags = _tags_as_int32(call.extras.query_tags, call.extras.key_tags)
     return replace(call, extras=replace(call.extras, query_tags=query_tags, key_tags=key_tags))
 

@@ -50,11 +50,12 @@ def choose(impl: Any, query: Tensor, key: Tensor, value: Tensor, spec: StatSpec,
         raise TypeError(f"impl: expected a name, got {type(impl).__name__}")
     if impl != "auto" and impl not in IMPLS:
         raise ValueError(f"impl: expected one of {', '.join(IMPLS)} or auto, got {impl!r}")
-    call = (query, key, value, spec, extras)
-    chosen = _automatic(*call) if impl == "auto" else impl
-    why = lacks(chosen, *call)
-    if why is not None:
-        raise UnsupportedError(f"impl={chosen!r} cannot serve this call: {why}")
+    if impl == "auto":
+        chosen = _automatic(query, key, value, spec, extras)
+    else:
+        chosen, why = impl, lacks(impl, query, key, value, spec, extras)
+        if why is not None:
+            raise UnsupportedError(f"impl={impl!r} cannot serve this call: {why}")
     if not torch.compiler.is_compiling():
         _last_impl = chosen
     return chosen

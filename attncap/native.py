@@ -73,4 +73,4 @@ def described(native: ModuleType, record: Record, tensors: Mapping[str, Tensor |
 
 def array_of(native: ModuleType, tensor: Tensor) -> Any:
     """A tensor as the kernels read it; it must outlive the call."""
-    return native.Array(tensor.data_ptr(), _DTYPE_NAMES[tensor.dtype], list(tensor.stride()))
+    return native.Array(tensor.data_ptr(), _DTYPE_NAMES[tensor.dtype], tensor.stride())

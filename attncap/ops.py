@@ -115,10 +115,10 @@ def _optional(extras: Extras) -> tuple[Tensor | None, ...]:
     return (extras.sink_logits, extras.query_mask, extras.query_tags, extras.key_tags, extras.key_features)
 
 
-def _shapes(spec: StatSpec, extras: Extras, rows: tuple[int, ...], keys: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Shape of each statistic asked for: `rows` is (B, H, Q) and `keys` is (B, H, K)."""
-    shapes = {"lse": rows}
-    switches = {
+def _statistics(spec: StatSpec, extras: Extras) -> tuple[str, ...]:
+    """Names of the statistics asked for, in the order of an operator's outputs."""
+    asked = {
+        "lse": True,
         "max_logit": spec.max,
         "entropy": spec.entropy,
         "collision": spec.collision,
@@ -126,8 +126,19 @@ def _shapes(spec: StatSpec, extras: Extras, rows: tuple[int, ...], keys: tuple[i
         "diagonal_mass": spec.diagonal is not None,
         "distance": spec.distance,
         "null_mass": extras.sink_logits is not None,
+        "offset_mass": len(spec.offsets) > 0,
+        "tag_mass": extras.query_tags is not None,
+        "feature_mass": extras.key_features is not None,
+        "topk_prob": spec.topk > 0,
+        "topk_index": spec.topk > 0,
+        "received_mass": spec.received,
     }
-    shapes |= {name: rows for name, on in switches.items() if on}
+    return tuple(name for name in STATISTIC_NAMES if asked[name])
+
+
+def _shapes(spec: StatSpec, extras: Extras, rows: tuple[int, ...], keys: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shape of each statistic asked for: `rows` is (B, H, Q) and `keys` is (B, H, K)."""
+    shapes = dict.fromkeys(_statistics(spec, extras), rows)
     if spec.offsets:
         shapes["offset_mass"] = (*rows, len(spec.offsets))
     if extras.query_tags is not None:
@@ -135,7 +146,7 @@ def _shapes(spec: StatSpec, extras: Extras, rows: tuple[int, ...], keys: tuple[i
     if extras.key_features is not None:
         shapes["feature_mass"] = (*rows, extras.key_features.shape[-1])
     if spec.topk:
-        shapes |= {"topk_prob": (*rows, spec.topk), "topk_index": (*rows, spec.topk)}
+        shapes["topk_prob"] = shapes["topk_index"] = (*rows, spec.topk)
     if spec.received:
         shapes["received_mass"] = keys
     return shapes
@@ -153,12 +164,6 @@ def _new_stats(query: Tensor, shapes: dict[str, tuple[int, ...]]) -> HeadStats:
 
 def _pack(out: Tensor, stats: HeadStats) -> list[Tensor]:
     return [out, *(tensor for _, tensor in stats.items())]
-
-
-def _statistics(spec: StatSpec, extras: Extras) -> list[str]:
-    """Names of the statistics asked for, in the order of an operator's outputs."""
-    asked = _shapes(spec, extras, (), ())
-    return [name for name in STATISTIC_NAMES if name in asked]
 
 
 def _unpack(outputs: Sequence[Tensor], spec: StatSpec, extras: Extras) -> tuple[Tensor, HeadStats]:

@@ -23,8 +23,8 @@ def is_built() -> bool:
 
 def serves(rows: RowValues) -> bool:
     """Whether `add` can read these rows: plain tensors in memory, and an extension to do so."""
-    tensors = (rows.values, rows.counted, *(state.count for state in rows.states.values()))
-    plain = all(type(tensor) is Tensor and tensor.device.type == "cpu" for tensor in tensors)
+    tensors = (rows.values, rows.counted, *[state.count for state in rows.states.values()])
+    plain = all(type(tensor) is Tensor and tensor.is_cpu for tensor in tensors)
     return plain and is_built() and rows.values.dtype in (torch.float32, torch.float64)
 
 
@@ -46,4 +46,4 @@ def add(statistics: Sequence[RowValues], members: Mapping[str, list[int] | None]
 def _addresses(state: Moments) -> tuple[int, ...]:
     numbers = (state.count, state.nonfinite, state.mean, state.m2, state.low, state.high)
     bins = (0, 0) if state.bins is None else (state.bins.data_ptr(), state.bins.shape[1])
-    return (*(tensor.data_ptr() for tensor in numbers), *bins)
+    return (*[tensor.data_ptr() for tensor in numbers], *bins)
