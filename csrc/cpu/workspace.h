@@ -1,5 +1,6 @@
 // The memory of one thread, taken once per call: it grows with the head dims and the statistics asked for, and with
-// the number of keys only where a task's exponentials are kept for received_mass (the caller bounds those).
+// the number of keys only where exponentials are kept for received_mass: those of lanes of rows the caller bounds,
+// those of few rows are kNarrowRows lines.
 #pragma once
 
 #include "cpu/arena.h"
@@ -17,8 +18,8 @@ int64_t block_count(int64_t keys) {
 template <class T>
 struct Workspace {
     using Int = typename Lanes<T>::Int;
-    T *query, *keys, *values, *features, *scores, *out, *feature_out, *largest, *block_max, *block_shift, *kept,
-        *lines, *line_out, *line_features;
+    T *query, *keys, *values, *features, *scores, *out, *feature_out, *largest, *block_max, *block_shift, *kept, *lines,
+        *line_out, *line_features;
     int64_t line;  // numbers from one of the lines to the next, see line_block.h
     T *factor, *row, *ones, *staging, *paired_prob;
     TurnedValues<T> turned;

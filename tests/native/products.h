@@ -176,8 +176,7 @@ void check_narrow_products(DType dtype) {
             for (int64_t at = 0; at < int64_t(out.size()); ++at) {
                 const int64_t row = at / width, d = at % width;
                 T want = before[at] * (d < dim ? decay[row] : T(1));
-                for (int64_t k = 0; d < dim && k < count; ++k)
-                    want += prob[row * line + k] * numbers[k * stride + d];
+                for (int64_t k = 0; d < dim && k < count; ++k) want += prob[row * line + k] * numbers[k * stride + d];
                 check::that(out[at] == want, "narrow_values: dim, at, row", {double(dim), double(d), double(row)});
             }
         }
