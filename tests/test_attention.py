@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -226,22 +227,30 @@ def test_entropy_keeps_its_digits_at_large_scores(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", ["reference", *IMPLS])
 @pytest.mark.parametrize("score", [0.3, 1.0, 2.7])
-def test_many_equal_probabilities_keep_their_digits(impl: str, score: float) -> None:
+@pytest.mark.parametrize("rows", [1, 12])
+def test_many_equal_probabilities_keep_their_digits(impl: str, rows: int, score: float) -> None:
     """A sum of thousands of equal numbers, taken one by one, would round them all the same way."""
     key = torch.zeros(1, 1, 6000, 1)
     key[0, 0, 0] = score
-    tags = {"query_tags": torch.ones(1, 1, 5, dtype=torch.long), "key_tags": torch.ones(1, 1, 6000, dtype=torch.long)}
-    query, value, spec = (
-        torch.ones(1, 1, 5, 1),
-        torch.randn(1, 1, 6000, 2),
-        dataclasses.replace(StatSpec.all(), sink=3000),
-    )
+    tags = {f"{kind}_tags": torch.ones(1, 1, n, dtype=torch.long) for kind, n in (("query", rows), ("key", 6000))}
+    query, value = torch.ones(1, 1, rows, 1), torch.randn(1, 1, 6000, 2)
+    spec = dataclasses.replace(StatSpec.all(), sink=3000)
     _, stats = attention(query, key, value, spec, scale=1.0, impl=impl, **tags)
     exact_inputs = (tensor.double() for tensor in (query, key, value))
     _, exact = attention(*exact_inputs, spec, scale=1.0, impl="reference", **tags)
     for (name, got), (_, want) in zip(stats.items(), exact.items(), strict=True):
         if name != "topk_index":
             torch.testing.assert_close(got.double(), want, rtol=5e-6, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("isa", _C.instruction_sets())
+@pytest.mark.parametrize("rows", [1, 8])
+def test_the_output_of_few_rows_keeps_its_digits(isa: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 50,000 equal values, taken one by one, the sum would be a few ten-thousandths off."""
+    monkeypatch.setenv("ATTNCAP_CPU_ISA", isa)
+    value = torch.full((1, 1, 50_000, 67), 0.7)
+    out, _ = attention(torch.zeros(1, 1, rows, 4), torch.zeros(1, 1, 50_000, 4), value, impl="cpu")
+    torch.testing.assert_close(out, value[:, :, :rows], rtol=2e-5, atol=0)
 
 
 @pytest.mark.parametrize("impl", ALL)
@@ -367,6 +376,29 @@ def test_packed_sequences_are_sequences_by_themselves(impl: str, seed: int) -> N
         for (name, got), (_, want) in zip(stats.items(), one.items(), strict=True):
             part = got[:, k0:k1] if name == "received_mass" else got[:, q0:q1]
             torch.testing.assert_close(part, want[0], rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("isa", _C.instruction_sets())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packed_sequences_of_few_rows_and_of_many_do_not_touch_each_other(
+    isa: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One memory serves rows whose lanes run along the keys and rows that are lanes themselves."""
+    monkeypatch.setenv("ATTNCAP_CPU_ISA", isa)
+    torch.manual_seed(0)
+    lengths_q, lengths_k = [70, 1, 8, 9, 3, 67, 2], [1153, 2400, 33, 700, 0, 1, 1301]  # of 67 rows 3 are left over
+    bounds_q, bounds_k = ([0, *itertools.accumulate(lengths)] for lengths in (lengths_q, lengths_k))
+    query = torch.randn(bounds_q[-1], 4, 16).to(dtype)
+    key, value = torch.randn(bounds_k[-1], 2, 16).to(dtype), torch.randn(bounds_k[-1], 2, 9).to(dtype)
+    spec, window = StatSpec.all(topk=5), (900, 3)
+    out, stats = attention_varlen(query, key, value, bounds_q, bounds_k, spec, window=window, impl="cpu")
+    for b in range(len(lengths_q)):
+        rows, keys = slice(*bounds_q[b : b + 2]), slice(*bounds_k[b : b + 2])
+        one = [tensor.transpose(0, 1)[None] for tensor in (query[rows], key[keys], value[keys])]
+        one_out, one_stats = attention(*one, spec, window=window, impl="cpu")
+        assert torch.equal(out[rows], one_out[0].transpose(0, 1))
+        for (name, got), (_, want) in zip(stats.items(), one_stats.items(), strict=True):
+            assert torch.equal(got[:, keys if name == "received_mass" else rows], want[0]), name
 
 
 @pytest.mark.parametrize("impl", ALL)

@@ -60,7 +60,8 @@ class LineBlock {
             add_values(key, std::min(kConvertValues, key1 - key), decay);
             decay = w_.ones;
         }
-        for (int64_t lane = 0; lane < t_.lanes(); ++lane) add_masses(lane, key0, key1);
+        add_masses(key0, key1);
+        add_tags(key0, key1 - key0);
     }
 
     // The output to where the lanes of rows have it.
@@ -114,19 +115,25 @@ class LineBlock {
         add_own(w_.features, p_.features, p_.features, w_.line_features);
     }
 
-    void add_masses(int64_t lane, int64_t key0, int64_t key1) {
-        const T* exponentials = line(lane, key0);
-        const int64_t position = s_.position[lane], count = key1 - key0;
-        s_.sink[lane] += sum_of_line(exponentials, std::clamp<int64_t>(p_.sink - key0, 0, count));
-        if (p_.diagonal >= 0) {
+    void add_masses(int64_t key0, int64_t key1) {
+        const int64_t count = key1 - key0;
+        for (int64_t lane = 0; lane < t_.lanes(); ++lane) {
+            const T* exponentials = line(lane, key0);
+            s_.sink[lane] += sum_of_line(exponentials, std::clamp<int64_t>(p_.sink - key0, 0, count));
+            if (p_.diagonal < 0) continue;
+            const int64_t position = s_.position[lane];
             const int64_t first = std::clamp<int64_t>(position - p_.diagonal - key0, 0, count);
             const int64_t last = std::clamp<int64_t>(position + p_.diagonal + 1 - key0, first, count);
             s_.diagonal[lane] += sum_of_line(exponentials + first, last - first);
         }
+    }
+
+    void add_tags(int64_t key0, int64_t count) {
         for (int64_t t = 0; t < p_.tags; ++t) {
             load_key_tags(t_, t, key0, count, w_.key_tags);
-            const int32_t wanted = s_.query_tags[t * kRows + lane];
-            s_.tags[t * kRows + lane] += tag_sum_of_line(exponentials, w_.key_tags, count, wanted);
+            for (int64_t i = t * kRows, lane = 0; lane < t_.lanes(); ++i, ++lane) {
+                s_.tags[i] += tag_sum_of_line(line(lane, key0), w_.key_tags, count, s_.query_tags[i]);
+            }
         }
     }
 

@@ -53,36 +53,26 @@ void exponentiate_line_as(T* scores, int64_t count, T apart, int64_t row, RowSta
     T lanes[kWidth];
     for (int64_t i = 0; i < kWidth; ++i) lanes[i] = apart + T(i);
     const auto base = L::load(lanes);
-    auto mass = L::all(0), weighted = mass, squares = mass, moved = mass;
+    ExponentialSums<T, Entropy, Collision> sums;
     auto take = [&](int64_t k, auto some) {
         constexpr int kSome = decltype(some)::value;
-        typename L::V t[kSome], p[kSome];
-        typename L::M kept[kSome];
+        typename L::V p[kSome];
+        sums.take(scores + k, kWidth, shift, p);
 #pragma GCC unroll 8
-        for (int i = 0; i < kSome; ++i) {
-            p[i] = t[i] = L::load(scores + k + i * kWidth) - shift;
-            kept[i] = weighs<T>(t[i]);
-        }
-        exp_nonpositive<T>(p, kept);
-#pragma GCC unroll 8
-        for (int i = 0; i < kSome; ++i) {
-            L::store(scores + k + i * kWidth, p[i]);
-            mass = mass + p[i];
-            if constexpr (Entropy) weighted = L::fma_kept(kept[i], p[i], t[i], weighted);
-            if constexpr (Collision) squares = L::fma(p[i], p[i], squares);
-            if constexpr (Distance) moved = L::fma(p[i], L::abs(base + L::all(T(k + i * kWidth))), moved);
+        for (int i = 0; Distance && i < kSome; ++i) {
+            sums.moved = L::fma(p[i], L::abs(base + L::all(T(k + i * kWidth))), sums.moved);
         }
     };
     for (int64_t k = 0; k < count;) {
         const int64_t end = std::min(k + kSummed * kWidth, count);
-        for (; k + kTogether * kWidth <= end; k += kTogether * kWidth)
-            take(k, std::integral_constant<int, kTogether>{});
+        constexpr int64_t kStep = kTogether * kWidth;
+        for (; k + kStep <= end; k += kStep) take(k, std::integral_constant<int, kTogether>{});
         for (; k < end; k += kWidth) take(k, std::integral_constant<int, 1>{});
-        s->mass[row] += L::sum(mass);
-        if constexpr (Entropy) s->weighted[row] += L::sum(weighted);
-        if constexpr (Collision) s->squares[row] += L::sum(squares);
-        if constexpr (Distance) s->moved[row] += L::sum(moved);
-        mass = weighted = squares = moved = L::all(0);
+        s->mass[row] += L::sum(sums.mass);
+        if constexpr (Entropy) s->weighted[row] += L::sum(sums.weighted);
+        if constexpr (Collision) s->squares[row] += L::sum(sums.squares);
+        if constexpr (Distance) s->moved[row] += L::sum(sums.moved);
+        sums = {};
     }
 }
 

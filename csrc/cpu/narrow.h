@@ -81,16 +81,14 @@ constexpr int narrow_vectors(int rows) {
 }
 
 // out[row] = out[row] * decay[row] + prob[row] values for Vectors * kWidth dims, `width` numbers from one row of out
-// to the next.
+// to the next. These few keys are summed by themselves: a long sum would round equal numbers all the same way.
 template <class T, class Stored, int Rows, int Vectors>
 void narrow_value_tile(const T* prob, int64_t line, const char* values, int64_t stride, int64_t keys, const T* decay,
                        T* out, int64_t width) {
     using L = Lanes<T>;
     typename L::V sum[Rows][Vectors];
-    for (int row = 0; row < Rows; ++row) {
-        for (int v = 0; v < Vectors; ++v) {
-            sum[row][v] = L::load(out + row * width + v * L::kWidth) * L::all(decay[row]);
-        }
+    for (auto& row : sum) {
+        for (auto& one : row) one = L::all(0);
     }
     for (int64_t k = 0; k < keys; ++k) {
         const char* from = values + k * stride;
@@ -106,7 +104,10 @@ void narrow_value_tile(const T* prob, int64_t line, const char* values, int64_t 
         }
     }
     for (int row = 0; row < Rows; ++row) {
-        for (int v = 0; v < Vectors; ++v) L::store(out + row * width + v * L::kWidth, sum[row][v]);
+        for (int v = 0; v < Vectors; ++v) {
+            T* here = out + row * width + v * L::kWidth;
+            L::store(here, L::fma(L::load(here), L::all(decay[row]), sum[row][v]));
+        }
     }
 }
 
@@ -118,10 +119,11 @@ void narrow_values_of(const T* prob, int64_t line, const char* values, int64_t s
     int64_t d = 0;
     auto tiles = [&](auto vectors) {
         constexpr int kTile = decltype(vectors)::value;
-        if constexpr (kTile > narrow_vectors<T>(Rows)) return;
-        for (; d + kTile * kWidth <= dims; d += kTile * kWidth) {
-            narrow_value_tile<T, Stored, Rows, kTile>(prob, line, values + d * Stored::kBytes, stride, keys, decay,
-                                                      out + d, width);
+        if constexpr (kTile <= narrow_vectors<T>(Rows)) {
+            for (; d + kTile * kWidth <= dims; d += kTile * kWidth) {
+                narrow_value_tile<T, Stored, Rows, kTile>(prob, line, values + d * Stored::kBytes, stride, keys, decay,
+                                                          out + d, width);
+            }
         }
     };
     tiles(std::integral_constant<int, 8>{});

@@ -1,5 +1,5 @@
-// The two matrix products of a task: scores by row_product.h, and what the exponentials weigh, in the same three ways;
-// pairs round the exponentials to bfloat16, for the output alone.
+// The two matrix products of a task in lanes of rows: scores by row_product.h, and what the exponentials weigh, in the
+// same ways but for narrow rows (line_block.h); pairs round the exponentials to bfloat16, for the output alone.
 #pragma once
 
 #include "cpu/row_product.h"

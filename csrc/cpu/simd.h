@@ -266,8 +266,9 @@ struct Lanes<float> : GenericLanes<float, int32_t> {
     static V times_power(V y, V, I low, M kept) {
         const V table = _mm256_setr_ps(1.0f, 1.09050775f, 1.18920708f, 1.29683959f, 1.41421354f, 1.54221082f,
                                        1.68179286f, 1.8340081f);
-        const I fraction = bits(_mm256_permutevar8x32_ps(table, (__m256i)low));
-        const V power = from_bits(fraction + ((low & ~(kPowers - 1)) << 20));
+        typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));  // of a lane not kept they wrap around
+        const auto fraction = (Bits)_mm256_permutevar8x32_ps(table, (__m256i)low);
+        const V power = from_bits((I)(fraction + (((Bits)low & ~uint32_t(kPowers - 1)) << 20)));
         return from_bits(bits(fma(power, y, power)) & kept);
     }
     static V gather(const T* p, I places) { return _mm256_i32gather_ps(p, (__m256i)places, sizeof(T)); }

@@ -76,6 +76,34 @@ void rescale(const T* block_max, int vectors, int64_t tags, RowState<T>* s) {
     }
 }
 
+// Sums over exponentials of neighbouring keys, lane by lane.
+template <class T, bool Entropy, bool Collision>
+struct ExponentialSums {
+    using L = Lanes<T>;
+    typename L::V mass = L::all(0), weighted = mass, squares = mass, moved = mass;
+
+    // N vectors of scores, `step` apart, become exp(score - shift) in place and in p, and join all sums but `moved`.
+    // N is a constant, so that their evaluations interleave.
+    template <int N>
+    void take(T* scores, int64_t step, typename L::V shift, typename L::V (&p)[N]) {
+        typename L::V t[N];
+        typename L::M kept[N];
+#pragma GCC unroll 8
+        for (int i = 0; i < N; ++i) {
+            p[i] = t[i] = L::load(scores + i * step) - shift;
+            kept[i] = weighs<T>(t[i]);
+        }
+        exp_nonpositive<T>(p, kept);
+#pragma GCC unroll 8
+        for (int i = 0; i < N; ++i) {
+            L::store(scores + i * step, p[i]);
+            mass = mass + p[i];
+            if constexpr (Entropy) weighted = L::fma_kept(kept[i], p[i], t[i], weighted);
+            if constexpr (Collision) squares = L::fma(p[i], p[i], squares);
+        }
+    }
+};
+
 // How a range of keys lies to the rows of a vector, as far as the distance between them is wanted.
 enum class Lie { kNotAsked, kAside, kAmong };
 
@@ -95,24 +123,14 @@ struct Column {
 template <class T, bool Entropy, bool Collision, Lie lie>
 void exponentiate_column(const Column<T>& c, RowState<T>* s, int64_t r) {
     using L = Lanes<T>;
-    auto mass = L::all(0), weighted = L::all(0), squares = L::all(0), moved = L::all(0);
-    // `some` keys from k on; a constant, so that their evaluations interleave.
+    ExponentialSums<T, Entropy, Collision> sums;
     auto take = [&](int64_t k, auto some) {
         constexpr int kSome = decltype(some)::value;
-        typename L::V t[kSome], p[kSome];
-        typename L::M kept[kSome];
+        typename L::V p[kSome];
+        sums.take(c.scores + k * kRows, kRows, c.shift, p);
 #pragma GCC unroll 8
         for (int i = 0; i < kSome; ++i) {
-            p[i] = t[i] = L::load(c.scores + (k + i) * kRows) - c.shift;
-            kept[i] = weighs<T>(t[i]);
-        }
-        exp_nonpositive<T>(p, kept);
-#pragma GCC unroll 8
-        for (int i = 0; i < kSome; ++i) {
-            L::store(c.scores + (k + i) * kRows, p[i]);
-            mass = mass + p[i];
-            if constexpr (Entropy) weighted = L::fma_kept(kept[i], p[i], t[i], weighted);
-            if constexpr (Collision) squares = L::fma(p[i], p[i], squares);
+            auto& moved = sums.moved;
             if constexpr (lie == Lie::kAside) moved = L::fma(p[i], L::all(c.apart[c.step * (k + i)]), moved);
             if constexpr (lie == Lie::kAmong) moved = L::fma(p[i], L::abs(c.base + L::all(T(k + i))), moved);
         }
@@ -127,12 +145,12 @@ void exponentiate_column(const Column<T>& c, RowState<T>* s, int64_t r) {
     };
     constexpr int kTogether = 4;
     auto add_up = [&] {
-        if constexpr (lie == Lie::kAside) moved = L::fma(mass, c.base, moved);
-        L::store(s->mass + r, L::load(s->mass + r) + mass);
-        if constexpr (Entropy) L::store(s->weighted + r, L::load(s->weighted + r) + weighted);
-        if constexpr (Collision) L::store(s->squares + r, L::load(s->squares + r) + squares);
-        if constexpr (lie != Lie::kNotAsked) L::store(s->moved + r, L::load(s->moved + r) + moved);
-        mass = weighted = squares = moved = L::all(0);
+        if constexpr (lie == Lie::kAside) sums.moved = L::fma(sums.mass, c.base, sums.moved);
+        L::store(s->mass + r, L::load(s->mass + r) + sums.mass);
+        if constexpr (Entropy) L::store(s->weighted + r, L::load(s->weighted + r) + sums.weighted);
+        if constexpr (Collision) L::store(s->squares + r, L::load(s->squares + r) + sums.squares);
+        if constexpr (lie != Lie::kNotAsked) L::store(s->moved + r, L::load(s->moved + r) + sums.moved);
+        sums = {};
     };
     int64_t k = c.first;
     while (k + kTogether <= c.last) {

@@ -1,5 +1,6 @@
 // The memory of one thread, taken once per call: it grows with the head dims and the statistics asked for, and with
-// the number of keys only where a task's exponentials are kept for received_mass (the caller bounds those).
+// the number of keys only where exponentials are kept for received_mass: those of lanes of rows the caller bounds,
+// those of few rows are kNarrowRows lines.
 #pragma once
 
 #include "cpu/arena.h"

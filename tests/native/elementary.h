@@ -67,7 +67,7 @@ void check_exp() {
     check_within<T>(2, sweep<T>(-16, 0, kSweep), op, exact, "exp of");
     check_within<T>(5, sweep<T>(least, -16, kSweep), op, exact, "exp of");
 
-    const auto low = sweep<T>(2 * least, least, kSweep / 10);
+    const auto low = sweep<T>(100 * least, least, kSweep / 10);
     const auto vanishing = evaluated<T>(low, op);
     for (size_t i = 0; i < low.size(); ++i) {
         const T most = std::max(T(1.0001) * std::exp(low[i]), std::numeric_limits<T>::min());
