@@ -174,6 +174,12 @@ class RunFolder:
         Raises:
             RunMismatchError: it is a file, or a folder with content that is not a run or in the place of a run's own.
         """
+        try:
+            str(self.path).encode()
+        except UnicodeEncodeError as error:
+            raise RunMismatchError(
+                f"{self.path}: the name is not UTF-8, and tables cannot be written there; give another folder with -o"
+            ) from error
         if self.path.exists() and not self.path.is_dir():
             raise RunMismatchError(f"{self.path}: is a file; give a folder for the run with -o")
         self.check_kinds()
@@ -255,7 +261,9 @@ class RunFolder:
     def write_scan(self, scan: Mapping[str, Any]) -> None:
         """Replace scan.json; the digest of its content is added."""
         whole = {**scan, _OWN_DIGEST: _digest(scan)}
-        write_whole(self.scan_json, (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode())
+        text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+        # A file's name may be no UTF-8, which Python holds as lone surrogates: written as JSON escapes them.
+        write_whole(self.scan_json, text.encode("utf-8", "backslashreplace"))
 
     def part_path(self, shard: int) -> Path:
         """Where the result of a shard lies."""
