@@ -217,6 +217,21 @@ def test_status_tells_a_finished_run(folder: Path, capsys: pytest.CaptureFixture
     assert said == f"{folder / 'whole'}: complete; 20 of 20 shards (100.0 %) of 640 documents\n"
 
 
+def test_status_tells_a_scan_that_still_reads_its_corpus_from_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert cli.main(["status", str(run.path)]) == 2
+    assert "no run of attncap (no scan.json); make one with `attncap scan" in capsys.readouterr().err
+    with run.lock():
+        claims = run.claims()
+        code, said = status_of(run.path, capsys)
+        claims.close()
+    assert code == 3
+    assert "a scan is reading its corpus through" in said
+    assert "the same `attncap scan` command goes on" in said
+
+
 def test_status_names_workers_that_died_and_documents_left_out(
     folder: Path, tmp_path: Path, host: tiny.CommandHost, capsys: pytest.CaptureFixture[str]
 ) -> None:
