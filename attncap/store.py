@@ -61,7 +61,10 @@ class RunError(AttncapError, RuntimeError):
 
 
 class RunDamagedError(RunError):
-    """scan.json is not what a scan wrote; `content` is what can still be read of it, and is not to be believed."""
+    """scan.json or heads.parquet is not what a scan wrote.
+
+    `content` is what can still be read of scan.json, and is not to be believed.
+    """
 
     def __init__(self, message: str, content: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -123,11 +126,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         progress = scan.get("progress", {})
         done = f"{progress.get('shards_done', '?')} of {progress.get('shards_total', '?')} shards"
         raise RunError(f"{path}: the scan is not finished ({done}); the same `attncap scan` command finishes it")
-    if not folder.heads_are_intact(scan):
-        raise RunError(
-            f"{folder.heads}: missing or damaged (its sha256 is not the one in scan.json); "
-            "give the same `attncap scan` command again to recompute it"
-        )
+    folder.check_heads(scan)
     # pyarrow's own threads buy nothing on a file this small and may abort the interpreter as it exits.
     file = require("pyarrow.parquet", "report").ParquetFile(folder.heads, pre_buffer=False)
     with file:
@@ -370,6 +369,18 @@ class RunFolder:
         except FileNotFoundError:
             return False
         return hashlib.sha256(data).hexdigest() == scan.get("heads_sha256")
+
+    def check_heads(self, scan: Mapping[str, Any]) -> None:
+        """Refuse a finished run whose heads.parquet is not the file that scan.json speaks of.
+
+        Raises:
+            RunDamagedError: it is missing or another.
+        """
+        if not self.heads_are_intact(scan):
+            raise RunDamagedError(
+                f"{self.heads}: missing or damaged (its sha256 is not the one in scan.json); "
+                "give the same `attncap scan` command again to recompute it"
+            )
 
     def remove_parts(self) -> None:
         """Drop the shards, which a finished run no longer needs."""

@@ -118,9 +118,10 @@ def read_status(path: str | os.PathLike[str]) -> Status:
 
     Raises:
         RunMismatchError: there is no run.
-        RunDamagedError: scan.json is damaged.
+        RunDamagedError: scan.json is damaged, or the table of a finished run.
     """
     folder = RunFolder(Path(path))
+    folder.check_kinds()
     scan = folder.read_scan()
     if scan is None and folder.claims_file.is_file():
         return Status(folder.path, complete=False, scan={}, shards_done=0, shards=0, working=(), ended=())
@@ -129,6 +130,8 @@ def read_status(path: str | os.PathLike[str]) -> Status:
             f"{path}: no run of attncap (no scan.json); make one with `attncap scan MODEL CORPUS -o {path}`"
         )
     complete = scan.get("status") == "complete"
+    if complete:
+        folder.check_heads(scan)
     shards = scan["progress"]["shards_total"]
     done = shards if complete else len(folder.finished_shards())
     working, ended = _notes(folder)
