@@ -207,6 +207,11 @@ def test_a_corpus_whose_name_is_not_utf8_is_scanned_and_reported(
         assert said in stream.read()
 
 
+def test_a_level_that_is_no_probability_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", str(folder / "run"), str(folder / "run"), "--level", "7"]) == 2
+    assert "--level" in capsys.readouterr().err
+
+
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"attncap {attncap.__version__}\n"
