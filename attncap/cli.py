@@ -5,6 +5,7 @@ The exit codes stand in the help of the command: `attncap.commands.EXIT_CODES`.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _INTERRUPTED
         _say(f'the command line cannot be used here ({error}): pip install "attncap[scan]"')
         return 1
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A name that is no UTF-8, or a terminal that knows few letters, is no reason to stop.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return commands.run(sys.argv[1:] if arguments is None else list(arguments))
     except AttncapError as error:

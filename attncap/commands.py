@@ -222,7 +222,9 @@ def compare_command(
     ] = None,
     stat: Annotated[str | None, typer.Option(help="Statistics, with commas between; default: all.")] = None,
     permutations: Annotated[int, typer.Option(help="How often documents are exchanged.", min=1)] = 2000,
-    level: Annotated[float, typer.Option(help="Heads are shown whose corrected p is at most this.")] = 0.05,
+    level: Annotated[
+        float, typer.Option(help="Heads are shown whose corrected p is at most this.", min=0, max=1)
+    ] = 0.05,
     seed: Annotated[int, typer.Option(help="Of the exchanges.", min=0)] = 0,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write all heads there: .parquet or .csv.")

@@ -184,7 +184,7 @@ class Corpus:
             raise CorpusError("CORPUS: expected at least one file, folder, dataset id or builtin:docstrings")
         self.sources = tuple(str(source) for source in sources)
         self.options = options
-        named = [one for source in self.sources for one in _resolve(source)]
+        named = [one for source in self.sources for one in _found(source)]
         once: dict[str, tuple[str, str]] = {}
         for kind, place in named:
             once.setdefault(os.path.realpath(place) if kind in _FILES else place, (kind, place))
@@ -265,7 +265,7 @@ class Corpus:
             if kind not in _FILES:
                 return None
             file = os.stat(place)
-            digest.update(f"{kind} {os.path.realpath(place)} {file.st_size} {file.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(f"{kind} {os.path.realpath(place)} {file.st_size} {file.st_mtime_ns}\n"))
         return digest.hexdigest()
 
     def _checked(self, shard: Shard, survey: Survey) -> Shard:
@@ -353,8 +353,20 @@ def _digest(documents: Sequence[Document]) -> bytes:
     return digest.digest()
 
 
+def _found(source: str) -> list[tuple[str, str]]:
+    """See `_resolve`; a name that the system does not take, or not from this user, is a name that is wrong."""
+    try:
+        return _resolve(source)
+    except OSError as error:
+        raise CorpusError(
+            f"{source}: cannot be looked for ({error.strerror}); check the name and its permissions"
+        ) from error
+
+
 def _resolve(source: str) -> list[tuple[str, str]]:
     """(kind of reader, place) of everything that a source names."""
+    if not source:
+        raise CorpusError("CORPUS: expected the name of a file, a folder or a dataset, got ''")
     path = Path(source)
     if source == BUILTIN_DOCSTRINGS:
         return [("docstrings", source)]

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import sys
 import sysconfig
 import warnings
@@ -120,7 +121,7 @@ def read_csv(place: str, options: ReadOptions, start: Bookmark) -> Iterator[Docu
             return
         except csv.Error as error:
             raise CorpusError(f"{place}:1: not a row of names of columns ({error})") from error
-        columns = [_column(place, header, name) for name in options.columns]
+        columns = [_column(place, header, name, options) for name in options.columns]
         if start != BEGINNING:
             rows = _Rows(place, handle, start)
         while True:
@@ -162,12 +163,12 @@ def read_parquet(place: str, options: ReadOptions, start: Bookmark) -> Iterator[
     try:
         # Threads of pyarrow's own buy nothing here and may abort the interpreter as it exits.
         file = parquet.ParquetFile(place, pre_buffer=False)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeEncodeError) as error:  # the last where the name is not UTF-8
         yield Fault(f"{place}: not a Parquet file that can be read ({_first_line(error)})")
         return
     with file:
         for name in options.columns:
-            _column(place, file.schema_arrow.names, name)
+            _column(place, file.schema_arrow.names, name, options)
         first = 0
         for group in range(file.metadata.num_row_groups):
             rows = range(first, first + file.metadata.row_group(group).num_rows)
@@ -184,6 +185,9 @@ def _row_group(
     try:
         batches = file.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=options.columns, use_threads=False)
         for batch in batches:
+            if row + batch.num_rows <= start:
+                row += batch.num_rows
+                continue
             # By name: a file has its columns in an order of its own.
             for scalars in zip(*(batch.column(name) for name in options.columns), strict=True):
                 if row >= start:
@@ -298,7 +302,8 @@ def _group_of_file(place: str, options: ReadOptions) -> str:
         return ALL_GROUP
     if options.group_by != BY_FOLDER:
         raise CorpusError(f"{place}: has no columns; --group-by {BY_FOLDER} takes the names of the files' folders")
-    return Path(place).resolve().parent.name
+    name = Path(place).resolve().parent.name
+    return os.fsencode(name).decode("utf-8", "backslashreplace")  # a group is text, a folder's name may be any bytes
 
 
 def _decode(place: str, data: bytes, at: Bookmark, group: str) -> Document | Fault:
@@ -356,6 +361,8 @@ def _document(where: str, values: list[Any], options: ReadOptions) -> Document |
     group = values[1]
     if not isinstance(group, (str, int, float)) or group == "":
         return Fault(f"{where}: expected the name of a group in {options.group_by!r}, got {group!r}")
+    if _has_surrogates(str(group)):
+        return Fault(f"{where}: the group in {options.group_by!r} holds half of a character (a lone surrogate)")
     return Document(content, str(group))
 
 
@@ -374,7 +381,8 @@ def _content(where: str, value: Any, column: str) -> Content | Fault:
         file = io.BytesIO()
         value.save(file, format="PNG")
         return file.getvalue()
-    return Fault(f"{where}: expected text in {column!r}, got {type(value).__name__}")
+    got = "a list of something else than token ids" if isinstance(value, list) else type(value).__name__
+    return Fault(f"{where}: expected text in {column!r}, got {got}")
 
 
 def _has_surrogates(text: str) -> bool:
@@ -389,10 +397,12 @@ def _chosen_with(column: str, options: ReadOptions) -> str:
     return "choose with --text-column" if column == options.text_column else "choose with --group-by"
 
 
-def _column(place: str, names: list[str], wanted: str) -> int:
+def _column(place: str, names: list[str], wanted: str, options: ReadOptions) -> int:
     if wanted not in names:
         present = ", ".join(repr(name) for name in names)
-        raise CorpusError(f"{place}: no column {wanted!r}; there is {present} (choose with --text-column)")
+        raise CorpusError(f"{place}: no column {wanted!r}; there is {present} ({_chosen_with(wanted, options)})")
+    if names.count(wanted) > 1:
+        raise CorpusError(f"{place}: {names.count(wanted)} columns are called {wanted!r}; give each a name of its own")
     return names.index(wanted)
 
 

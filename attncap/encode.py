@@ -82,7 +82,8 @@ def encode(shard: Shard, loaded: LoadedModel, max_tokens: int | None) -> Encoded
                     found.pop(number)
                     faults.append(f"document {number}: {fault}")
             elif isinstance(document.content, bytes):
-                faults.append(f"document {number}: is an image, and the model reads text")
+                fault = "is an image, and the model reads text, which must be strings and no bytes"
+                faults.append(f"document {number}: {fault}")
     kept = [found[number] for number in sorted(found) if found[number].length]
     counts = {
         "documents": len(kept),

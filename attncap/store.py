@@ -61,7 +61,10 @@ class RunError(AttncapError, RuntimeError):
 
 
 class RunDamagedError(RunError):
-    """scan.json is not what a scan wrote; `content` is what can still be read of it, and is not to be believed."""
+    """scan.json or heads.parquet is not what a scan wrote.
+
+    `content` is what can still be read of scan.json, and is not to be believed.
+    """
 
     def __init__(self, message: str, content: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -123,11 +126,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         progress = scan.get("progress", {})
         done = f"{progress.get('shards_done', '?')} of {progress.get('shards_total', '?')} shards"
         raise RunError(f"{path}: the scan is not finished ({done}); the same `attncap scan` command finishes it")
-    if not folder.heads_are_intact(scan):
-        raise RunError(
-            f"{folder.heads}: missing or damaged (its sha256 is not the one in scan.json); "
-            "give the same `attncap scan` command again to recompute it"
-        )
+    folder.check_heads(scan)
     # pyarrow's own threads buy nothing on a file this small and may abort the interpreter as it exits.
     file = require("pyarrow.parquet", "report").ParquetFile(folder.heads, pre_buffer=False)
     with file:
@@ -174,6 +173,12 @@ class RunFolder:
         Raises:
             RunMismatchError: it is a file, or a folder with content that is not a run or in the place of a run's own.
         """
+        try:
+            str(self.path).encode()
+        except UnicodeEncodeError as error:
+            raise RunMismatchError(
+                f"{self.path}: the name is not UTF-8, and tables cannot be written there; give another folder with -o"
+            ) from error
         if self.path.exists() and not self.path.is_dir():
             raise RunMismatchError(f"{self.path}: is a file; give a folder for the run with -o")
         self.check_kinds()
@@ -255,7 +260,9 @@ class RunFolder:
     def write_scan(self, scan: Mapping[str, Any]) -> None:
         """Replace scan.json; the digest of its content is added."""
         whole = {**scan, _OWN_DIGEST: _digest(scan)}
-        write_whole(self.scan_json, (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode())
+        text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+        # A file's name may be no UTF-8, which Python holds as lone surrogates: written as JSON escapes them.
+        write_whole(self.scan_json, text.encode("utf-8", "backslashreplace"))
 
     def part_path(self, shard: int) -> Path:
         """Where the result of a shard lies."""
@@ -362,6 +369,18 @@ class RunFolder:
         except FileNotFoundError:
             return False
         return hashlib.sha256(data).hexdigest() == scan.get("heads_sha256")
+
+    def check_heads(self, scan: Mapping[str, Any]) -> None:
+        """Refuse a finished run whose heads.parquet is not the file that scan.json speaks of.
+
+        Raises:
+            RunDamagedError: it is missing or another.
+        """
+        if not self.heads_are_intact(scan):
+            raise RunDamagedError(
+                f"{self.heads}: missing or damaged (its sha256 is not the one in scan.json); "
+                "give the same `attncap scan` command again to recompute it"
+            )
 
     def remove_parts(self) -> None:
         """Drop the shards, which a finished run no longer needs."""

@@ -89,7 +89,7 @@ class Status:
 
     Attributes:
         complete: whether it is finished.
-        scan: scan.json.
+        scan: scan.json; empty while the corpus is read through, before there is one.
         shards_done, shards: how many there are.
         working: notes of the workers that are at work. ended: those of the others, killed ones included.
     """
@@ -118,13 +118,20 @@ def read_status(path: str | os.PathLike[str]) -> Status:
 
     Raises:
         RunMismatchError: there is no run.
-        RunDamagedError: scan.json is damaged.
+        RunDamagedError: scan.json is damaged, or the table of a finished run.
     """
     folder = RunFolder(Path(path))
+    folder.check_kinds()
     scan = folder.read_scan()
+    if scan is None and folder.claims_file.is_file():
+        return Status(folder.path, complete=False, scan={}, shards_done=0, shards=0, working=(), ended=())
     if scan is None:
-        raise RunMismatchError(f"{path}: no run of attncap (no scan.json)")
+        raise RunMismatchError(
+            f"{path}: no run of attncap (no scan.json); make one with `attncap scan MODEL CORPUS -o {path}`"
+        )
     complete = scan.get("status") == "complete"
+    if complete:
+        folder.check_heads(scan)
     shards = scan["progress"]["shards_total"]
     done = shards if complete else len(folder.finished_shards())
     working, ended = _notes(folder)
@@ -148,6 +155,10 @@ def _notes(folder: RunFolder) -> tuple[tuple[Note, ...], tuple[Note, ...]]:
 
 def print_status(status: Status, say: Callable[[str], None]) -> None:
     """A few lines for people."""
+    if not status.scan:
+        say(f"{status.path}: a scan is reading its corpus through, or was ended while it did; no shard is done yet")
+        say("If nobody is at work the same `attncap scan` command goes on.")
+        return
     share = 100 * status.shards_done / max(1, status.shards)
     state = "complete" if status.complete else "running" if status.working else "not finished, and nobody is at work"
     documents = status.scan["corpus"]["documents"]

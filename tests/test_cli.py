@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,28 @@ def test_a_table_that_goes_to_a_file_has_no_broken_lines(folder: Path, capsys: p
     assert title.endswith(": the most telling heads")
     rows = [line for line in lines if "> 0." in line or "< 0." in line]
     assert len(rows) == sum("layer " in line for line in lines) > 8
+
+
+def test_a_corpus_whose_name_is_not_utf8_is_scanned_and_reported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = tmp_path / os.fsdecode(b"n\xff.txt")
+    corpus.write_bytes(b"ba be\n\n\xff\n\nba du")
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    complaints = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")  # as Python's own
+    monkeypatch.setattr(sys, "stdout", printed)
+    monkeypatch.setattr(sys, "stderr", complaints)
+    for arguments in (["scan", str(folder / "model"), str(corpus), "-o"], ["status"], ["report"]):
+        assert cli.main([*arguments, str(tmp_path / "run")]) == 0
+    assert cli.main(["scan", str(folder / "model"), str(corpus), "-o", str(tmp_path / os.fsdecode(b"\xff"))]) == 2
+    for stream, said in ((printed, "n\\udcff.txt:3: not UTF-8"), (complaints, "the name is not UTF-8")):
+        stream.seek(0)
+        assert said in stream.read()
+
+
+def test_a_level_that_is_no_probability_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", str(folder / "run"), str(folder / "run"), "--level", "7"]) == 2
+    assert "--level" in capsys.readouterr().err
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,11 +9,13 @@ import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from attncap import corpus_readers
 from attncap.corpus import Corpus, CorpusError, CorpusOptions, ShardSize, Survey
 from attncap.types import MissingExtraError
 
@@ -261,12 +263,74 @@ def test_a_missing_column_says_which_there_are(tmp_path: Path) -> None:
             survey_of(path, text_column="body", on_error="skip")
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("text,text\na,b\n")
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "c.parquet")
+    for name in ("c.csv", "c.parquet"):
+        with pytest.raises(CorpusError, match=r"2 columns are called 'text'; give each a name of its own"):
+            survey_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("columns", [[[1, -1]], [[[1, 2]]], [["a", "b"]], [[1.0]]])
+def test_a_list_that_is_not_of_token_ids_is_called_that(tmp_path: Path, columns: list[object]) -> None:
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"text": columns}), path)
+    with pytest.raises(
+        CorpusError, match=r"row 1: expected text in 'text', got a list of something else than token id"
+    ):
+        survey_of(path, on_error="stop")
+
+
+def test_a_file_whose_name_is_not_utf8_is_read_like_others(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"d\xff")
+    folder.mkdir()
+    path = folder / os.fsdecode(b"n\xff.txt")
+    path.write_bytes(b"first\n\n\xff\n\nsecond")
+    corpus = Corpus([str(folder)], CorpusOptions(group_by="folder"))
+    survey = corpus.survey(THREE)
+    assert (survey.groups, survey.failed) == ({"d\\xff": 2}, 1)
+    assert survey == Survey.from_bytes(survey.to_bytes())
+    before = corpus.state()
+    os.utime(path, (1, 1))
+    assert None is not corpus.state() != before
+
+
+def test_a_parquet_file_whose_name_is_not_utf8_is_a_fault(tmp_path: Path) -> None:
+    write_parquet(tmp_path)
+    (tmp_path / "c.parquet").rename(tmp_path / os.fsdecode(b"\xff.parquet"))
+    write_txt(tmp_path)
+    survey = survey_of(tmp_path)
+    assert (survey.documents, survey.failed) == (len(DOCUMENTS), 1)
+    assert "not a Parquet file that can be read" in survey.faults[0]
+
+
+def test_the_rows_before_a_shard_are_not_taken_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"text": [str(number) for number in range(10_000)]}), path)  # one row group
+    taken_apart: list[object] = []
+
+    def watched(*columns: Any, strict: bool) -> Any:
+        taken_apart.append(columns)
+        return zip(*columns, strict=strict)
+
+    monkeypatch.setattr(corpus_readers, "zip", watched, raising=False)
+    found = corpus_readers.read_parquet(str(path), corpus_readers.ReadOptions("text", whole_files=False), (9_990, 0))
+    assert [document.content for document in found] == [str(number) for number in range(9_990, 10_000)]
+    assert len(taken_apart) == 1
+
+
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     path = write_parquet(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CorpusError, match=r"c\.parquet: not a Parquet file that can be read"):
         survey_of(path, on_error="stop")
+
+
+def test_a_missing_column_of_groups_says_how_it_is_chosen(tmp_path: Path) -> None:
+    for path in (write_csv(tmp_path), write_parquet(tmp_path)):
+        with pytest.raises(CorpusError, match=r"no column 'lang'; .* \(choose with --group-by\)"):
+            survey_of(path, group_by="lang")
 
 
 def test_numbers_in_a_parquet_column_are_refused(tmp_path: Path) -> None:
@@ -283,6 +347,8 @@ def test_numbers_in_a_parquet_column_are_refused(tmp_path: Path) -> None:
         ("builtin:books", "there is builtin:docstrings"),
         ("picture.svg", r"picture\.svg: expected a file that ends in \.txt"),
         (".", r"no \.txt, .* file there"),
+        ("", "expected the name of a file, a folder or a dataset, got ''"),
+        (300 * "x" + ".txt", r"x\.txt: cannot be looked for \(File name too long\)"),
     ],
 )
 def test_a_source_that_is_not_there_is_named(

@@ -72,6 +72,12 @@ def test_a_run_that_is_not_whole_is_refused(tmp_path: Path, name: str, data: byt
         read_run(run)
 
 
+def test_scan_json_keeps_names_that_are_not_utf8(tmp_path: Path) -> None:
+    sources = [os.fsdecode(b"/n\xff.txt"), "/\u00fc.txt"]
+    run = write_run(tmp_path / "run", head_rows([1]), corpus={"sources": sources, "documents": 1})
+    assert read_run(run).scan["corpus"]["sources"] == sources
+
+
 def test_a_run_that_is_not_finished_says_how_far_it_is(tmp_path: Path) -> None:
     progress = {"shards_done": 2, "shards_total": 5}
     with pytest.raises(RunError, match="2 of 5"):

@@ -217,6 +217,35 @@ def test_status_tells_a_finished_run(folder: Path, capsys: pytest.CaptureFixture
     assert said == f"{folder / 'whole'}: complete; 20 of 20 shards (100.0 %) of 640 documents\n"
 
 
+def test_status_does_not_call_a_run_complete_whose_table_is_not(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder / "whole", tmp_path / "run")
+    (tmp_path / "run" / "heads.parquet").write_bytes(b"PAR1")
+    assert status_of(tmp_path / "run", capsys)[0] == 1
+    (tmp_path / "run" / "heads.parquet").unlink()
+    assert cli.main(["status", str(tmp_path / "run")]) == 1
+    assert "heads.parquet: missing or damaged" in capsys.readouterr().err
+    (tmp_path / "run" / "heads.parquet").mkdir()
+    assert cli.main(["status", str(tmp_path / "run")]) == 2
+    assert "a run has a file there, this is something else" in capsys.readouterr().err
+
+
+def test_status_tells_a_scan_that_still_reads_its_corpus_from_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert cli.main(["status", str(run.path)]) == 2
+    assert "no run of attncap (no scan.json); make one with `attncap scan" in capsys.readouterr().err
+    with run.lock():
+        claims = run.claims()
+        code, said = status_of(run.path, capsys)
+        claims.close()
+    assert code == 3
+    assert "a scan is reading its corpus through" in said
+    assert "the same `attncap scan` command goes on" in said
+
+
 def test_status_names_workers_that_died_and_documents_left_out(
     folder: Path, tmp_path: Path, host: tiny.CommandHost, capsys: pytest.CaptureFixture[str]
 ) -> None:

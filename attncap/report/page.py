@@ -64,7 +64,7 @@ def write_report(run_paths: RunPath | Sequence[RunPath], output_path: RunPath) -
         raise ReportPathError(f"{output}: is a folder; give a file for the report with -o")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(output, page.encode())
+        write_whole(output, page.encode("utf-8", "backslashreplace"))  # a name may be no UTF-8
     except OSError as error:
         reason = error.strerror or str(error)
         raise ReportError(f"{output}: the report cannot be written ({reason}); give another file with -o") from error

@@ -50,6 +50,14 @@ def test_a_document_without_a_group_is_a_fault(tmp_path: Path) -> None:
     )
 
 
+def test_half_a_character_is_no_group(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"text": "a", "g": "\\ud800"}\n{"text": "b", "g": "x"}\n')
+    survey = Corpus([str(path)], CorpusOptions(group_by="g")).survey()
+    assert survey.groups == {"x": 1}
+    assert survey.faults == (f"{path}:1: the group in 'g' holds half of a character (a lone surrogate)",)
+
+
 def test_the_group_is_part_of_the_fingerprint(tmp_path: Path) -> None:
     def fingerprint(group: str) -> str:
         path = tmp_path / "c.jsonl"

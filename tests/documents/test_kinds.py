@@ -124,7 +124,8 @@ def test_images_may_be_a_column_and_text_is_no_image(vision: Path, folder: Path,
     sources = [str(mixed), str(vision / "images")]
     counts = scan(str(folder / "model"), sources, tmp_path / "mixed", progress=messages).scan["counts"]
     assert (counts["documents"], counts["failed_documents"]) == (1, 20)
-    assert any("document 1: is an image, and the model reads text" in said for said in messages.said)
+    fault = "document 1: is an image, and the model reads text, which must be strings and no bytes"
+    assert any(fault in said for said in messages.said)
     for keep in ((), ("sequences",)):
         with pytest.raises(CorpusError, match=r"no document that .* reads; 20 left out, 0 without a token"):
             scan(
