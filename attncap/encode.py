@@ -97,24 +97,25 @@ def encode(shard: Shard, loaded: LoadedModel, max_tokens: int | None) -> Encoded
 
 def _tokens(texts: Sequence[Any], tokenizer: Any, max_tokens: int | None) -> tuple[list[dict[str, list[int]]], int]:
     """(inputs of each text, how many of them were cut)."""
-    # One token more than fits tells which documents are longer, without an end to how much more they are.
-    cut = {} if max_tokens is None else {"truncation": True, "max_length": max_tokens + 1}
-    sequences = _tokenize(tokenizer, texts, cut)
-    truncated = 0
-    for place, sequence in enumerate(sequences):
-        if max_tokens is not None and len(sequence["input_ids"]) > max_tokens:
-            truncated += 1
-            cut = {"truncation": True, "max_length": max_tokens}
-            sequences[place] = _tokenize(tokenizer, [texts[place]], cut)[0]
-    return sequences, truncated
-
-
-def _tokenize(tokenizer: Any, texts: Sequence[str], cut: Mapping[str, Any]) -> list[dict[str, list[int]]]:
     if not texts:
-        return []
+        return [], 0
+    cut = {} if max_tokens is None else {"truncation": True, "max_length": max_tokens}
     encoded = tokenizer(list(texts), add_special_tokens=True, padding=False, verbose=False, **cut)
     names = [name for name in encoded if name in ("input_ids", "token_type_ids")]
-    return [{name: list(encoded[name][place]) for name in names} for place in range(len(texts))]
+    sequences = [{name: list(encoded[name][place]) for name in names} for place in range(len(texts))]
+    return sequences, _cut(texts, encoded, tokenizer, max_tokens)
+
+
+def _cut(texts: Sequence[Any], encoded: Any, tokenizer: Any, max_tokens: int | None) -> int:
+    """How many texts have more tokens than `encoded` holds of them."""
+    if max_tokens is None:
+        return 0
+    if encoded.encodings is not None:  # a tokenizer that keeps what it cut off
+        return sum(bool(one.overflowing) for one in encoded.encodings)
+    full = [text for text, ids in zip(texts, encoded["input_ids"], strict=True) if len(ids) == max_tokens]
+    # One token more than fits tells which of these are longer, without an end to how much more they are.
+    longer = tokenizer(full, truncation=True, max_length=max_tokens + 1, verbose=False)["input_ids"] if full else []
+    return sum(len(ids) > max_tokens for ids in longer)
 
 
 def _checked_ids(ids: tuple[int, ...], loaded: LoadedModel) -> str | None:

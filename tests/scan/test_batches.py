@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from transformers import BatchEncoding
 
 from attncap.corpus import Corpus
 from attncap.encode import Encoded, EncodedShard, batches, encode, pad
@@ -52,3 +56,19 @@ def test_a_cut_document_keeps_its_last_special_token(folder: Path, tmp_path: Pat
     assert tokens.counts == {
         "documents": 3, "tokens": 67, "truncated_documents": 1, "empty_documents": 0, "failed_documents": 0,
     }  # fmt: skip
+
+
+def test_a_tokenizer_that_does_not_keep_what_it_cuts_off_cuts_and_counts_alike(folder: Path, tmp_path: Path) -> None:
+    loaded = load_model(str(folder / "model"))
+    corpus = Corpus([str(tiny.write_jsonl(tmp_path / "c.jsonl", ["ba " * 90, "ba " * 31, "ba " * 30, "", "ba"]))])
+    (shard,) = corpus.shards(corpus.survey())
+    tokenizer = loaded.tokenizer
+
+    def forgetting(*arguments: Any, **options: Any) -> BatchEncoding:
+        found = BatchEncoding(dict(tokenizer(*arguments, **options)))
+        assert found.encodings is None
+        return found
+
+    expected, got = (encode(shard, one, tiny.LONGEST) for one in (loaded, replace(loaded, tokenizer=forgetting)))
+    assert expected == got
+    assert expected.counts["truncated_documents"] == 2
