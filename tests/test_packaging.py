@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("dispatch", "ops", "autograd"),
     ("heads_call", "api", "sdpa", "mha", "nn"),
     ("accumulate", "accumulate_io", "histogram", "moments", "row_sums", "row_sums_cpu"),
-    ("tags", "capture", "kept_stats", "adapters"),
+    ("tags", "capture", "kept_stats", "attention_only", "adapters"),
     ("monitor",),
     ("store", "workers", "team", "corpus", "corpus_readers", "models", "progress"),
     ("report", "scan", "plan", "shards", "encode", "tables", "options", "ledger", "analysis", "doctor"),
