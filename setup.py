@@ -7,7 +7,6 @@ Environment, besides what building/nvcc.py reads for CUDA:
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -41,6 +40,7 @@ FLAGS_BY_SUFFIX = {
     "_avx512bf16": (*AVX512_FLAGS, "-mavx512bf16"),
     "_amx": (*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
 }
+INSTRUCTION_FLAGS = {flag for flags in FLAGS_BY_SUFFIX.values() for flag in flags}
 # Sums that must have the bits of torch's operators: a multiplication and an addition stay two.
 EXACT_SOURCES = ("row_sums",)
 EXACT_FLAGS = ("-ffp-contract=off",)
@@ -120,15 +120,20 @@ class BuildExtension(build_ext):
         if self.inplace or self.editable_mode:
             self.build_temp = str(ROOT / "build" / f"objects-{sys.implementation.cache_tag}")
 
+    def knows(self, flag: str) -> bool:
+        """Whether the compiler takes a flag."""
+        return IS_X86 and bool(has_flag(self.compiler, flag))
+
     def build_extensions(self) -> None:
         compile_one = self.compiler._compile
         self.compiler.src_extensions.append(".cu")
-        knows = functools.cache(lambda flag: bool(has_flag(self.compiler, flag)))
+        # Asked before anything is compiled: asking changes the folder that all threads are in.
+        known = {flag for flag in sorted(INSTRUCTION_FLAGS) if self.knows(flag)}
 
         def known_flags(src: str) -> list[str]:
             """None for an instruction set that an older compiler does not know: the source compiles to nothing then."""
             flags = flags_for(src)
-            return flags if all(knows(flag) for flag in flags if flag.startswith("-m")) else []
+            return flags if all(flag in known for flag in flags if flag.startswith("-m")) else []
 
         def compile_with_flags(
             obj: str, src: str, ext: str, cc_args: list[str], extra_postargs: list[str], pp_opts: list[str]

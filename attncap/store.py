@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from attncap.claims import Claims, is_held_alone, lock_file
@@ -157,12 +158,16 @@ class RunFolder:
             RunMismatchError: there is one.
         """
         for path, is_kind, kind in (
-            (self.scan_json, Path.is_file, "file"),
-            (self.heads, Path.is_file, "file"),
-            (self.parts, Path.is_dir, "folder"),
-            (self.lock_file, Path.is_file, "file"),
+            (self.scan_json, S_ISREG, "file"),
+            (self.heads, S_ISREG, "file"),
+            (self.parts, S_ISDIR, "folder"),
+            (self.lock_file, S_ISREG, "file"),
         ):
-            if path.exists() and not is_kind(path):
+            try:
+                mode = path.stat().st_mode
+            except (FileNotFoundError, NotADirectoryError):  # or another worker has taken it away
+                continue
+            if not is_kind(mode):
                 raise RunMismatchError(
                     f"{path}: a run has a {kind} there, this is something else; move it away or give another folder"
                 )
