@@ -15,7 +15,7 @@ import pytest
 
 from attncap.claims import LauncherError, Place
 from attncap.options import ScanOptions
-from attncap.store import read_run
+from attncap.store import RunFolder, read_run
 from attncap.team import Team
 from tests import tiny
 from tests.runs import contents
@@ -96,7 +96,8 @@ def test_a_termination_signal_to_all_ends_the_batch_in_progress(
     corpus = tiny.write_jsonl(tmp_path / "corpus.jsonl", tiny.texts(3000, seed=3))
     arguments = ["scan", folder / "model", corpus, "-o", tmp_path / "run", "--tensor-parallel", 2]
     kills = [(0.2, 0), (0.0, 1)]
-    codes, _ = host.run_workers(arguments, 2, kills, signal.SIGTERM, after=tmp_path / "run" / "scan.json")
+    first = RunFolder(tmp_path / "run").part_path(0)  # all are at work then
+    codes, _ = host.run_workers(arguments, 2, kills, signal.SIGTERM, after=first)
     assert codes == [130, 130], host.log()
     assert "stopped; finished shards are kept, the same command goes on from there" in host.log()
 
