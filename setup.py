@@ -120,15 +120,11 @@ class BuildExtension(build_ext):
         if self.inplace or self.editable_mode:
             self.build_temp = str(ROOT / "build" / f"objects-{sys.implementation.cache_tag}")
 
-    def knows(self, flag: str) -> bool:
-        """Whether the compiler takes a flag."""
-        return IS_X86 and bool(has_flag(self.compiler, flag))
-
     def build_extensions(self) -> None:
         compile_one = self.compiler._compile
         self.compiler.src_extensions.append(".cu")
         # Asked before anything is compiled: asking changes the folder that all threads are in.
-        known = {flag for flag in sorted(INSTRUCTION_FLAGS) if self.knows(flag)}
+        known = {flag for flag in INSTRUCTION_FLAGS if IS_X86 and has_flag(self.compiler, flag)}
 
         def known_flags(src: str) -> list[str]:
             """None for an instruction set that an older compiler does not know: the source compiles to nothing then."""

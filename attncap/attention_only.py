@@ -19,7 +19,7 @@ class AttentionOnly:
 
     The first forward is a whole one. If each attention module ran once in it, later ones end when each has run once:
     what is left then (the last layer's other half, poolers, heads) changes no statistic. A forward in which one runs
-    twice is not ended, and neither are those of models that
+    twice before all have run is not ended, and neither are those of models that
 
     - are of other code than Transformers' own, where what follows may depend on the input,
     - have hooks of Accelerate, which put weights back after their module.
