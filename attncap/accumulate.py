@@ -158,8 +158,7 @@ class Accumulator:
                 expanded[id(mine)] = mine.expand(like.shape)
             states = {group: self._state(module, group, name, like) for group in members}
             rows.append(RowValues(values[name], expanded[id(mine)], states, name not in _NONNEGATIVE))
-        served = all(row_sums_cpu.serves(one) for one in rows)
-        (row_sums_cpu if served else row_sums).add(rows, members, heads.numbers)
+        (row_sums_cpu if row_sums_cpu.serves(rows) else row_sums).add(rows, members, heads.numbers)
 
     def _state(self, module: str, group: str, name: str, like: Tensor) -> Moments:
         by_name = self._moments.setdefault(module, {}).setdefault(group, {})
@@ -188,7 +187,7 @@ class Accumulator:
                         numbers = (theirs.count, theirs.nonfinite, theirs.mean, theirs.m2, theirs.low, theirs.high)
                         merge([mine], Sequences(*(number.to(device)[None, None] for number in numbers)))
                         if mine.bins is not None and theirs.bins is not None:
-                            mine.bins = mine.bins + theirs.bins.to(device)
+                            mine.replace(bins=mine.bins + theirs.bins.to(device))
 
     @property
     def modules(self) -> tuple[str, ...]:

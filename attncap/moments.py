@@ -10,7 +10,8 @@ one after another in their order.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,15 @@ class Moments:
     low: Tensor  # (H,) float64, +inf while nothing was counted
     high: Tensor  # (H,) float64, -inf while nothing was counted
     bins: Tensor | None = None  # (H, bins) int64
+    described: Any = field(default=None, init=False, repr=False, compare=False)  # row_sums_cpu's, of these tensors
+
+    def replace(self, **tensors: Tensor) -> None:
+        """Put others in the place of some of its tensors."""
+        vars(self).update(tensors, described=None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has tensors of its own."""
+        return vars(self) | {"described": None}
 
     @classmethod
     def empty(cls, heads: int, device: torch.device, bins: int) -> Moments:
@@ -60,7 +70,7 @@ class Sequences:
 
     def pick(self, places: list[int]) -> Sequences:
         """The sequences of one group."""
-        return Sequences(*(pick(getattr(self, field.name), places, 1) for field in fields(self)))
+        return Sequences(*(pick(getattr(self, each.name), places, 1) for each in fields(self)))
 
     def among(self, numbers: Sequence[int], total: int) -> Sequences:
         """The same heads under their numbers among so many in all, of which the others count nothing."""
@@ -69,11 +79,11 @@ class Sequences:
         blanks = Moments.empty(1, self.count.device, 0)
         places = {number: place for place, number in enumerate(numbers)}
         found = {}
-        for field in fields(self):
-            values = getattr(self, field.name)
-            blank = getattr(blanks, field.name).expand(values.shape[:-1])
+        for name in (each.name for each in fields(self)):
+            values = getattr(self, name)
+            blank = getattr(blanks, name).expand(values.shape[:-1])
             columns = [values[..., places[number]] if number in places else blank for number in range(total)]
-            found[field.name] = torch.stack(columns, dim=-1)
+            found[name] = torch.stack(columns, dim=-1)
         return Sequences(**found)
 
 
@@ -104,7 +114,7 @@ def fold(values: Tensor) -> Tensor:
 
 def merge(states: list[Moments], sequences: Sequences) -> None:
     """Merge the sequences (S, B, H) one after another into the S states (Chan, Golub and LeVeque 1983)."""
-    before = {field.name: torch.stack([getattr(state, field.name) for state in states]) for field in fields(sequences)}
+    before = {each.name: torch.stack([getattr(state, each.name) for state in states]) for each in fields(sequences)}
     after_SBH = before["count"][:, None] + sequences.count.cumsum(1)
     share_SBH = sequences.count.to(torch.float64) / after_SBH.clamp_min(1).to(torch.float64)
     weight_SBH = (after_SBH - sequences.count).to(torch.float64) * share_SBH
@@ -122,6 +132,6 @@ def merge(states: list[Moments], sequences: Sequences) -> None:
         "low": torch.minimum(before["low"], sequences.low.amin(1)),
         "high": torch.maximum(before["high"], sequences.high.amax(1)),
     }
-    for name, numbers in merged.items():
-        for state, number in zip(states, numbers.unbind(0), strict=True):
-            setattr(state, name, number)
+    of_states = zip(*(numbers.unbind(0) for numbers in merged.values()), strict=True)
+    for state, numbers_of in zip(states, of_states, strict=True):
+        state.replace(**dict(zip(merged, numbers_of, strict=True)))

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attncap.dispatch import kernel_hash
 from attncap.moments import Moments, RowValues
+
+_DTYPES = (torch.float32, torch.float64)
 
 
 @functools.cache
@@ -21,11 +24,16 @@ def is_built() -> bool:
     return kernel_hash() is not None
 
 
-def serves(rows: RowValues) -> bool:
+def serves(statistics: Sequence[RowValues]) -> bool:
     """Whether `add` can read these rows: plain tensors in memory, and an extension to do so."""
-    tensors = (rows.values, rows.counted, *[state.count for state in rows.states.values()])
-    plain = all(type(tensor) is Tensor and tensor.is_cpu for tensor in tensors)
-    return plain and is_built() and rows.values.dtype in (torch.float32, torch.float64)
+    return is_built() and all(
+        type(one.values) is type(one.counted) is Tensor
+        and one.values.is_cpu
+        and one.counted.is_cpu
+        and one.values.dtype in _DTYPES
+        and all(state.count.is_cpu for state in one.states.values())
+        for one in statistics
+    )
 
 
 def add(statistics: Sequence[RowValues], members: Mapping[str, list[int] | None], numbers: Sequence[int]) -> None:
@@ -35,15 +43,22 @@ def add(statistics: Sequence[RowValues], members: Mapping[str, list[int] | None]
 
     batch, _, rows = statistics[0].values.shape
     group_of = {place: group for group, places in members.items() for place in places or range(batch)}
+    masks = {id(one.counted): one.counted for one in statistics}  # most count the same rows
+    counted = {number: array_of(_C, mask) for number, mask in masks.items()}
     described = []
     for one in statistics:
-        moments = {group: _C.Moments(*_addresses(state)) for group, state in one.states.items()}
+        moments = {group: _described(state) for group, state in one.states.items()}
         of_sequences = [moments[group_of[place]] for place in range(batch)]
-        described.append(_C.RowValues(array_of(_C, one.values), array_of(_C, one.counted), of_sequences, one.signed))
+        described.append(_C.RowValues(array_of(_C, one.values), counted[id(one.counted)], of_sequences, one.signed))
     _C.add_rows(described, batch, rows, list(numbers))
 
 
-def _addresses(state: Moments) -> tuple[int, ...]:
-    numbers = (state.count, state.nonfinite, state.mean, state.m2, state.low, state.high)
-    bins = (0, 0) if state.bins is None else (state.bins.data_ptr(), state.bins.shape[1])
-    return (*[tensor.data_ptr() for tensor in numbers], *bins)
+def _described(state: Moments) -> Any:
+    if state.described is None:
+        from attncap import _C
+
+        numbers = (state.count, state.nonfinite, state.mean, state.m2, state.low, state.high)
+        bins = (0, 0) if state.bins is None else (state.bins.data_ptr(), state.bins.shape[1])
+        addresses = (*[tensor.data_ptr() for tensor in numbers], *bins)
+        state.described = _C.Moments(*addresses)
+    return state.described

@@ -29,7 +29,7 @@ class Server(Protocol):
     """Who computes served calls and takes their statistics."""
 
     def serve(self, call: ServedCall) -> tuple[Tensor, Tensor]:
-        """(out (B, H, Q, E) contiguous, lse (B, H, Q) of every row)."""
+        """(out (B, H, Q, E), lse (B, H, Q) of every row)."""
 
     @property
     def wants_gates(self) -> bool:
@@ -196,7 +196,8 @@ def _served(number: int, *arguments: Any) -> tuple[Tensor, Tensor]:
     *given, key_mask, seen_keys, tag_names, query_tags, key_tags, feature_names, key_features, phase = arguments
     notes = Annotations(tuple(tag_names), query_tags, key_tags, tuple(feature_names), key_features)
     call = _call(*given, key_mask=key_mask, seen_keys=seen_keys, annotations=notes, phase=phase)
-    return _servers[number].serve(call)
+    out, lse = _servers[number].serve(call)
+    return out.contiguous(), lse
 
 
 @torch.library.register_fake("attncap::served")  # type: ignore[untyped-decorator]

@@ -249,7 +249,7 @@ class TransformersAdapter:
         assert self._sink is not None
         out, lse, record = computed(call, self._sink)
         record(call.name)
-        return out.contiguous(), lse
+        return out, lse
 
     @property
     def wants_gates(self) -> bool:

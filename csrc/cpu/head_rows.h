@@ -21,14 +21,15 @@ constexpr int32_t kHighestBin = ((127 + kOctaves) << kBinsPerOctaveLog2) - 1;
 constexpr int32_t kSideBins = kHighestBin - kLowestBin + 1;
 constexpr int32_t kMagnitude = (0xFF << kBinsPerOctaveLog2) | ((1 << kBinsPerOctaveLog2) - 1);
 
-inline int32_t bin_of(float value, bool is_signed) {
+template <bool Signed>
+inline int32_t bin_of(float value) {
     int32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
     const int32_t shifted = bits >> kBinShift;
     // Without bins for them the few negative values that rounding makes of a probability fall into the zero bin.
-    const int32_t magnitude = is_signed ? shifted & kMagnitude : shifted;
+    const int32_t magnitude = Signed ? shifted & kMagnitude : shifted;
     const int32_t side = std::min(std::max(magnitude, kLowestBin - 1), kHighestBin) - (kLowestBin - 1);
-    return is_signed ? (shifted < 0 ? -side : side) + kSideBins : side;
+    return Signed ? (shifted < 0 ? -side : side) + kSideBins : side;
 }
 
 class HeadRows {
@@ -37,6 +38,7 @@ class HeadRows {
         : from_(from), rows_(rows), padded_(round_up(rows)), scratch_(scratch) {
         for (auto* memory : {&scratch.values, &scratch.terms}) memory->resize(padded_);
         scratch.counts.resize(padded_);
+        scratch.bins.resize(padded_);
     }
 
     RowSummary operator()(int64_t b, int64_t h) {
@@ -53,13 +55,7 @@ class HeadRows {
         return found;
     }
 
-    void count_bins(int64_t* histogram) const {
-        const double* values = scratch_.values.data();
-        const int64_t* counts = scratch_.counts.data();
-        for (int64_t i = 0; i < rows_; ++i) {
-            histogram[bin_of(static_cast<float>(values[i]), from_.is_signed)] -= counts[i];
-        }
-    }
+    void count_bins(int64_t* histogram) const { from_.is_signed ? count<true>(histogram) : count<false>(histogram); }
 
   private:
     const RowValues& from_;
@@ -82,6 +78,16 @@ class HeadRows {
         for (int64_t i = 0; i < rows_; ++i) counts[i] = -int64_t{wanted[i * step_wanted] != 0};
         std::fill(values + rows_, values + padded_, 0.0);
         std::fill(counts + rows_, counts + padded_, 0);
+    }
+
+    // A histogram is seldom in the cache: all bins are found first, so that many are waited for at once.
+    template <bool Signed>
+    void count(int64_t* histogram) const {
+        const double* values = scratch_.values.data();
+        const int64_t* counts = scratch_.counts.data();
+        int32_t* bins = scratch_.bins.data();
+        for (int64_t i = 0; i < rows_; ++i) bins[i] = bin_of<Signed>(static_cast<float>(values[i]));
+        for (int64_t i = 0; i < rows_; ++i) histogram[bins[i]] -= counts[i];
     }
 
     // Leaves out what is not finite; all but the mean and the squares is known then.

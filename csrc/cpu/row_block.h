@@ -6,6 +6,7 @@
 #include "cpu/products.h"
 #include "cpu/received.h"
 #include "cpu/seen_scores.h"
+#include "cpu/tag_matches.h"
 
 namespace attncap {
 namespace ATTNCAP_ISA {
@@ -16,9 +17,11 @@ class RowBlock {
     using Int = typename L::Int;
 
   public:
-    RowBlock(const Task& task, Workspace<T>* workspace)
+    // `matches`: of each tag.
+    RowBlock(const Task& task, const TagMatches* matches, Workspace<T>* workspace)
         : t_(task),
           p_(task.problem),
+          matches_(matches),
           vectors_(int((task.lanes() + L::kWidth - 1) / L::kWidth)),
           w_(*workspace),
           s_(workspace->state),
@@ -41,6 +44,7 @@ class RowBlock {
   private:
     const Task t_;
     const Problem& p_;
+    const TagMatches* matches_;
     const int vectors_;
     Workspace<T>& w_;
     RowState<T>& s_;
@@ -64,11 +68,16 @@ class RowBlock {
             const bool is_asked = !p_.query_mask.given() || *p_.query_mask.at(batch, row) != 0;
             w_.counted[i] = i < t_.lanes() && is_asked;
             w_.all_counted = w_.all_counted && is_asked;
-            for (int64_t t = 0; t < p_.tags; ++t) {
-                s_.query_tags[t * kRows + i] = read<int32_t>(p_.query_tags.at(t, batch, row));
+        }
+        for (int64_t t = 0; t < p_.tags; ++t) {
+            for (int64_t i = 0; !is_listed(t) && i < vectors_ * L::kWidth; ++i) {
+                const int64_t row = t_.row_of(std::min(i, t_.lanes() - 1));
+                s_.query_tags[t * kRows + i] = read<int32_t>(p_.query_tags.at(t, t_.sequence.batch, row));
             }
         }
     }
+
+    bool is_listed(int64_t tag) const { return !narrow() && matches_[tag].listed(); }
 
     void step(int64_t block, bool keep) {
         const int64_t key0 = block_begin(block), key1 = block_end(block);
@@ -114,6 +123,10 @@ class RowBlock {
         if (key0 < p_.sink) add_sink(exponentials, key0, std::min(key1, p_.sink), vectors_, &s_);
         if (p_.diagonal >= 0) add_diagonal(exponentials, key0, key1, p_.diagonal, t_.lanes(), &s_);
         for (int64_t t = 0; t < p_.tags; ++t) {
+            if (is_listed(t)) {
+                matches_[t].add(exponentials, t_.row0 / kRows, key0, key1, s_.tags + t * kRows);
+                continue;
+            }
             load_key_tags(t_, t, key0, key1 - key0, w_.key_tags);
             add_tag(exponentials, w_.key_tags, key1 - key0, t, vectors_, &s_);
         }

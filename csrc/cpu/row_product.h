@@ -47,24 +47,6 @@ class KeyRows {
     const int64_t dim_;
 };
 
-// `count` rows of key_features (B, K, F).
-template <class T>
-void load_features(const Task& task, int64_t key0, int64_t count, T* rows) {
-    const Array& from = task.problem.key_features;
-    const int64_t width = task.problem.features;
-    for (int64_t k = 0; k < count; ++k) {
-        load_strided(rows + k * width, from.at(task.sequence.batch, task.sequence.key0 + key0 + k), from.dtype,
-                     from.stride[2], width);
-    }
-}
-
-// `count` of key_tags (T, B, K).
-inline void load_key_tags(const Task& task, int64_t tag, int64_t key0, int64_t count, int32_t* tags) {
-    for (int64_t k = 0; k < count; ++k) {
-        tags[k] = read<int32_t>(task.problem.key_tags.at(tag, task.sequence.batch, task.sequence.key0 + key0 + k));
-    }
-}
-
 // Where a product keeps what it reads; `dim` is rounded up to whole vectors.
 template <class T>
 struct ProductMemory {

@@ -38,6 +38,7 @@ struct RowSummary {
 struct RowScratch {
     std::vector<double> values, terms;
     std::vector<int64_t> counts;
+    std::vector<int32_t> bins;
 };
 
 // Sums up head h of sequence b, and counts its rows in a histogram where there is one.

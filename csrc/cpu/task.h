@@ -1,8 +1,8 @@
 // The rows that one task computes. A lane is one row of one head; lanes of a head are neighbours.
 #pragma once
 
+#include "cpu/convert.h"
 #include "cpu/tiles.h"
-#include "problem.h"
 
 namespace attncap {
 namespace ATTNCAP_ISA {
@@ -31,6 +31,25 @@ struct Task {
         return array.at(sequence.batch, head_of(lane), row_of(lane), n);
     }
 };
+
+// `count` rows of key_features (B, K, F).
+template <class T>
+void load_features(const Task& task, int64_t key0, int64_t count, T* rows) {
+    const Array& from = task.problem.key_features;
+    const int64_t width = task.problem.features;
+    for (int64_t k = 0; k < count; ++k) {
+        load_strided(rows + k * width, from.at(task.sequence.batch, task.sequence.key0 + key0 + k), from.dtype,
+                     from.stride[2], width);
+    }
+}
+
+// `count` of key_tags (T, B, K).
+inline void load_key_tags(const Task& task, int64_t tag, int64_t key0, int64_t count, int32_t* tags) {
+    const Array& from = task.problem.key_tags;
+    const char* first = from.at(tag, task.sequence.batch, task.sequence.key0 + key0);
+    const int64_t step = from.stride[2] * item_size(from.dtype);
+    for (int64_t k = 0; k < count; ++k) tags[k] = read<int32_t>(first + k * step);
+}
 
 }  // namespace ATTNCAP_ISA
 }  // namespace attncap
