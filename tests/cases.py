@@ -150,7 +150,9 @@ def random_case(
     if rng.random() < 0.4:
         kinds = rng.choice(sizes.tags)
         far = rng.choice([0, 2**40])  # tags wider than 32 bits too
-        query_tags, key_tags = torch.randint(0, 4, (kinds, batch, rows)), torch.randint(-2, 4, (kinds, batch, keys))
+        high = rng.choice([4, 60])
+        query_tags = torch.randint(0, high, (kinds, batch, rows))
+        key_tags = torch.randint(-high // 2, high, (kinds, batch, keys))
         kwargs |= {
             "query_tags": torch.where(query_tags > 0, query_tags + far, query_tags),
             "key_tags": torch.where(key_tags > 0, key_tags + far, key_tags),

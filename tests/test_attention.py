@@ -244,6 +244,68 @@ def test_many_equal_probabilities_keep_their_digits(impl: str, rows: int, score:
 
 
 @pytest.mark.parametrize("isa", _C.instruction_sets())
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("matching", [0, 1, 20, 256, 257, 2000])
+def test_tags_find_few_keys_and_many(isa: str, matching: int, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of one tag and their keys, at places of their own, among rows and keys of distinct tags and of none."""
+    monkeypatch.setenv("ATTNCAP_CPU_ISA", isa)
+    rows, keys = 140, 9000
+    query_tags, key_tags = torch.arange(rows).repeat(2, 1), -1 - torch.arange(keys).repeat(2, 1)
+    for tags, key_tags_of in zip(query_tags, key_tags, strict=True):
+        tags[torch.randperm(rows)[:30]] = 1_000_000
+        places = torch.randperm(keys)
+        key_tags_of[places[:matching]] = 1_000_000
+        key_tags_of[places[matching : matching + 100]] = torch.arange(100)
+    query, key, value = torch.randn(1, 2, rows, 8), torch.randn(1, 1, keys, 8), torch.randn(1, 1, keys, 3)
+    given = {"query_tags": query_tags[:, None], "key_tags": key_tags[:, None], "causal": causal}
+    _, stats = attention(query, key, value, StatSpec.none(), impl="cpu", **given)
+    _, exact = attention(query.double(), key.double(), value.double(), StatSpec.none(), impl="reference", **given)
+    assert stats.tag_mass is not None
+    torch.testing.assert_close(stats.tag_mass.double(), exact.tag_mass, rtol=5e-6, atol=1e-9)
+
+
+def masks_of_padding(rows: int, keys: int) -> dict[str, torch.Tensor]:
+    """What masks leave to rows, as ranges of keys that all rows of a block see, some, or none."""
+    every = torch.ones(rows, keys, dtype=torch.bool)
+    at = torch.arange(keys)
+    biased = torch.where((at > 640) & (at < 700), 0.0, torch.randn(keys)).masked_fill(at < 30, -torch.inf)
+    blocks = torch.arange(rows)[:, None] // 50 == at // 300
+    return {
+        "none": every,
+        "right": (at < 900)[None],
+        "left": (at >= 700)[None],
+        "short": (at < 3)[None],
+        "all": ~every,
+        "holes": every & (torch.rand(rows, keys) < 0.999),
+        "blocks": blocks,
+        "biased": biased[None],
+        "biased rows": biased + torch.randn(rows, 1) * (at < 500),
+        "low": torch.where(blocks, 0.0, torch.finfo(torch.float32).min),
+    }
+
+
+@pytest.mark.parametrize("isa", _C.instruction_sets())
+@pytest.mark.parametrize("rows", [8, 200])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", masks_of_padding(1, 1))
+def test_masks_leave_ranges_of_keys(
+    isa: str, rows: int, causal: bool, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ATTNCAP_CPU_ISA", isa)
+    query, key, value = torch.randn(2, 2, rows, 8), torch.randn(2, 2, 1300, 8), torch.randn(2, 2, 1300, 3)
+    mask = masks_of_padding(rows, 1300)[kind].expand(rows, -1)
+    given = {"causal": causal, "query_offset": 40}
+    for several in (mask, torch.stack([mask, mask.roll(100, -1)])[:, None]):
+        out, stats = attention(query, key, value, StatSpec.all(), attn_mask=several, impl="cpu", **given)
+        exact_inputs = (tensor.double() for tensor in (query, key, value))
+        exact_out, exact = attention(*exact_inputs, StatSpec.all(), attn_mask=several, impl="reference", **given)
+        torch.testing.assert_close(out.double(), exact_out, rtol=1e-4, atol=1e-5)
+        for name, got in stats.items():
+            if name != "topk_index":
+                torch.testing.assert_close(got.double(), getattr(exact, name), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("isa", _C.instruction_sets())
 @pytest.mark.parametrize("rows", [1, 8])
 def test_the_output_of_few_rows_keeps_its_digits(isa: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 50,000 equal values, taken one by one, the sum would be a few ten-thousandths off."""

@@ -3,22 +3,25 @@
 
 #include "cpu/convert.h"
 #include "cpu/elementary.h"
+#include "cpu/mask_range.h"
 #include "cpu/matrix_tiles.h"
 
 namespace attncap {
 namespace ATTNCAP_ISA {
 
-// Row i sees keys low[i] .. high[i] as far as causality and window say; a row may see none (high < low).
+// Row i sees keys low[i] .. high[i] as far as causality and window say; a row may see none (high < low). What is known
+// of the mask bounds the keys that some row sees.
 template <class T>
 struct SeenRange {
     using L = Lanes<T>;
     using Int = typename L::Int;
     Int low[kRows], high[kRows];
-    int64_t begin, end;          // keys that some row sees, from a whole step of matrix registers on
-    int64_t all_begin, all_end;  // keys that every row sees
+    int64_t begin, end;            // keys that some row sees, from a whole step of matrix registers on
+    int64_t all_begin, all_end;    // keys that every row sees as far as causality and window say
+    int64_t open_begin, open_end;  // keys that no mask changes
     int64_t vector_low[kRows / L::kWidth], vector_high[kRows / L::kWidth];
 
-    void set(const Problem& problem, int64_t keys, int64_t lanes, const Int* positions) {
+    void set(const Problem& problem, const MaskRange& mask, int64_t keys, int64_t lanes, const Int* positions) {
         begin = keys, end = 0, all_begin = 0, all_end = keys;
         for (int64_t i = 0; i < kRows; ++i) {
             // Lanes past the last are given the last one's range, so that they never widen anything.
@@ -33,6 +36,9 @@ struct SeenRange {
             if (first <= last) begin = std::min(begin, first), end = std::max(end, last + 1);
             all_begin = std::max(all_begin, first), all_end = std::min(all_end, last + 1);
         }
+        begin = std::max(begin, mask.begin), end = std::min(end, mask.end);
+        if (begin >= end) begin = keys, end = 0;
+        open_begin = mask.open_begin, open_end = mask.open_end;
         begin -= begin % MatrixTiles<T>::kStep;
         for (int64_t v = 0; v < kRows / L::kWidth; ++v) {
             const auto lanes = v * L::kWidth;

@@ -6,7 +6,7 @@
 #include "cpu/products.h"
 #include "cpu/received.h"
 #include "cpu/seen_scores.h"
-#include "cpu/tag_matches.h"
+#include "cpu/shared_facts.h"
 
 namespace attncap {
 namespace ATTNCAP_ISA {
@@ -17,11 +17,10 @@ class RowBlock {
     using Int = typename L::Int;
 
   public:
-    // `matches`: of each tag.
-    RowBlock(const Task& task, const TagMatches* matches, Workspace<T>* workspace)
+    RowBlock(const Task& task, const SharedFacts::OfBlock& facts, Workspace<T>* workspace)
         : t_(task),
           p_(task.problem),
-          matches_(matches),
+          facts_(facts),
           vectors_(int((task.lanes() + L::kWidth - 1) / L::kWidth)),
           w_(*workspace),
           s_(workspace->state),
@@ -34,7 +33,7 @@ class RowBlock {
         w_.clear_state(p_);
         narrow() ? lines_.start() : products_.load_queries();
         load_lane_facts();
-        seen_.set(p_, t_.sequence.keys, t_.lanes(), s_.position);
+        seen_.set(p_, facts_.mask, t_.sequence.keys, t_.lanes(), s_.position);
         for (int64_t block = first_block(); block < last_block(); ++block) step(block, keep);
         if (narrow()) lines_.finish();
         finish_rows();
@@ -44,7 +43,7 @@ class RowBlock {
   private:
     const Task t_;
     const Problem& p_;
-    const TagMatches* matches_;
+    const SharedFacts::OfBlock facts_;
     const int vectors_;
     Workspace<T>& w_;
     RowState<T>& s_;
@@ -77,7 +76,7 @@ class RowBlock {
         }
     }
 
-    bool is_listed(int64_t tag) const { return !narrow() && matches_[tag].listed(); }
+    bool is_listed(int64_t tag) const { return !narrow() && facts_.matches[tag].listed(); }
 
     void step(int64_t block, bool keep) {
         const int64_t key0 = block_begin(block), key1 = block_end(block);
@@ -111,7 +110,7 @@ class RowBlock {
         if (p_.softcap != 0) cap_scores(T(p_.softcap), key1 - key0, vectors_, scores);
         const int64_t count = key1 - key0;
         const auto [low, high] = mask_scores(t_, seen_, key0, count, vectors_, scores);
-        if (p_.softcap != 0 || p_.attn_mask.given()) {
+        if (p_.softcap != 0) {
             tile_maxima(scores, 0, count, count, vectors_, w_.largest);
         } else {
             tile_maxima(scores, 0, low, count, vectors_, w_.largest);
@@ -124,7 +123,7 @@ class RowBlock {
         if (p_.diagonal >= 0) add_diagonal(exponentials, key0, key1, p_.diagonal, t_.lanes(), &s_);
         for (int64_t t = 0; t < p_.tags; ++t) {
             if (is_listed(t)) {
-                matches_[t].add(exponentials, t_.row0 / kRows, key0, key1, s_.tags + t * kRows);
+                facts_.matches[t].add(exponentials, t_.row0 / kRows, key0, key1, s_.tags + t * kRows);
                 continue;
             }
             load_key_tags(t_, t, key0, key1 - key0, w_.key_tags);

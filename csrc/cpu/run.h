@@ -3,12 +3,11 @@
 // exponentials are kept or computed once more.
 #pragma once
 
-#include <new>
-
 #include "cpu/gradient_run.h"
 #include "cpu/head_rows.h"
 #include "cpu/peak.h"
 #include "cpu/row_block.h"
+#include "cpu/shared_facts.h"
 #include "cpu/threads.h"
 
 namespace attncap {
@@ -49,10 +48,10 @@ class Run {
         for (int i = 0; i < p_.threads; ++i) {
             workspaces_.emplace_back(p_, most_keys_, keep_ ? most_wide_keys_ : 0);
         }
-        match_tags();
+        const SharedFacts facts(p_);
         for (size_t first = 0, last; first < units_.size(); first = last) {
             last = p_.received ? chunk_end(first) : units_.size();
-            run_units(first, last);
+            run_units(first, last, facts);
         }
     }
 
@@ -60,7 +59,6 @@ class Run {
     const Problem& p_;
     std::vector<Unit> units_;
     std::vector<Workspace<T>> workspaces_;
-    std::vector<TagMatches> matches_;  // [sequences][tags]
     std::vector<T> partials_;
     int64_t most_keys_ = 0, most_wide_keys_ = 0;
     bool keep_ = false;
@@ -76,19 +74,6 @@ class Run {
         }
     }
 
-    void match_tags() {
-        matches_.resize(p_.sequences.size() * size_t(p_.tags));
-#pragma omp parallel for num_threads(p_.threads) schedule(dynamic, 1) if (p_.threads > 1 && matches_.size() > 1)
-        for (int64_t i = 0; i < int64_t(matches_.size()); ++i) {
-            const Sequence& sequence = p_.sequences[size_t(i / p_.tags)];
-            if (sequence.rows <= kNarrowRows) continue;
-            try {
-                matches_[size_t(i)] = TagMatches(p_, i % p_.tags, sequence);
-            } catch (const std::bad_alloc&) {  // tags are compared row by row then
-            }
-        }
-    }
-
     // As many units at once as their partial sums have room for.
     size_t chunk_end(size_t first) const {
         int64_t bytes = 0;
@@ -101,7 +86,7 @@ class Run {
         return last;
     }
 
-    void run_units(size_t first, size_t last) {
+    void run_units(size_t first, size_t last, const SharedFacts& facts) {
         std::vector<int64_t> task0(1, 0), sums0(1, 0);  // where each unit's tasks and partial sums begin
         for (size_t u = first; u < last; ++u) {
             task0.push_back(task0.back() + units_[u].groups);
@@ -119,10 +104,9 @@ class Run {
                 const int64_t group = task - task0[u];
                 T* sums =
                     p_.received ? partials_.data() + sums0[u] + group * unit.heads * unit.sequence->keys : nullptr;
-                const TagMatches* matches = matches_.data() + (unit.sequence - p_.sequences.data()) * p_.tags;
                 for (int64_t block = group; block < unit.blocks; block += unit.groups) {
                     const Task rows(p_, *unit.sequence, unit.head, unit.heads, block * kRows);
-                    RowBlock<T>(rows, matches, workspace)(keep_, sums);
+                    RowBlock<T>(rows, facts.of(*unit.sequence, block), workspace)(keep_, sums);
                 }
             }
             if (p_.received) {

@@ -20,7 +20,8 @@ class ScoreMap {
     // Positions of the rows must be known.
     void load_rows() {
         product_.load_rows();
-        seen_.set(p_, t_.sequence.keys, t_.lanes(), w_.position);
+        const int64_t keys = t_.sequence.keys;
+        seen_.set(p_, MaskRange::of_any(p_, keys), keys, t_.lanes(), w_.position);
     }
 
     const SeenRange<T>& seen() const { return seen_; }

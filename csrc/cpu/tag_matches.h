@@ -56,8 +56,8 @@ class TagMatches {
         const auto before = [](const TagMatch& match, int64_t key) { return match.key < key; };
         const TagMatch *first = matches_.data() + begins_[block], *last = matches_.data() + begins_[block + 1];
         T some[kRows] = {};
-        for (const TagMatch* match = std::lower_bound(first, last, key0, before);
-             match < last && match->key < key1; ++match) {
+        for (const TagMatch* match = std::lower_bound(first, last, key0, before); match < last && match->key < key1;
+             ++match) {
             some[match->row] += exponentials[(match->key - key0) * kRows + match->row];
         }
         for (int64_t row = 0; row < kRows; ++row) sums[row] += some[row];
