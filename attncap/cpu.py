@@ -75,9 +75,8 @@ def _tags_as_int32(query_tags: Tensor | None, key_tags: Tensor | None) -> tuple[
         return query_tags if query_tags is None else query_tags.to(torch.int32), (
             key_tags if key_tags is None else key_tags.to(torch.int32)
         )
-    widest = max(int(tags.abs().max()) for tags in (query_tags, key_tags))
-    lowest = min(int(tags.min()) for tags in (query_tags, key_tags))
-    if widest > _INT32_MAX or lowest < -_INT32_MAX:
+    bounds = [int(bound) for tags in (query_tags, key_tags) for bound in torch.aminmax(tags)]
+    if max(bounds) > _INT32_MAX or min(bounds) < -_INT32_MAX:
         split = query_tags.numel()
         _, codes = torch.unique(torch.cat([query_tags.flatten(), key_tags.flatten()]), return_inverse=True)
         codes_k = torch.where(key_tags < 0, -1, codes[split:].view(key_tags.shape))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,8 +47,7 @@ class Moments:
         return cls(none[0], none[1], mean[0], mean[1], infinite, -infinite, counts)
 
 
-@dataclass(frozen=True)
-class RowValues:
+class RowValues(NamedTuple):
     """One statistic of the rows of a call, and the summaries that they go to."""
 
     values: Tensor  # (B, H, N) floating

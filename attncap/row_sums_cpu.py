@@ -26,14 +26,12 @@ def is_built() -> bool:
 
 def serves(statistics: Sequence[RowValues]) -> bool:
     """Whether `add` can read these rows: plain tensors in memory, and an extension to do so."""
-    return is_built() and all(
-        type(one.values) is type(one.counted) is Tensor
-        and one.values.is_cpu
-        and one.counted.is_cpu
-        and one.values.dtype in _DTYPES
-        and all(state.count.is_cpu for state in one.states.values())
-        for one in statistics
-    )
+    for values, counted, states, _ in statistics:
+        if not (type(values) is type(counted) is Tensor and values.is_cpu and counted.is_cpu):
+            return False
+        if values.dtype not in _DTYPES or not all(state.count.is_cpu for state in states.values()):
+            return False
+    return is_built()
 
 
 def add(statistics: Sequence[RowValues], members: Mapping[str, list[int] | None], numbers: Sequence[int]) -> None:
@@ -43,22 +41,22 @@ def add(statistics: Sequence[RowValues], members: Mapping[str, list[int] | None]
 
     batch, _, rows = statistics[0].values.shape
     group_of = {place: group for group, places in members.items() for place in places or range(batch)}
+    groups = [group_of[place] for place in range(batch)]
     masks = {id(one.counted): one.counted for one in statistics}  # most count the same rows
     counted = {number: array_of(_C, mask) for number, mask in masks.items()}
     described = []
-    for one in statistics:
-        moments = {group: _described(state) for group, state in one.states.items()}
-        of_sequences = [moments[group_of[place]] for place in range(batch)]
-        described.append(_C.RowValues(array_of(_C, one.values), counted[id(one.counted)], of_sequences, one.signed))
+    for values, mask, states, signed in statistics:
+        moments = {group: state.described or _described(state) for group, state in states.items()}
+        of_sequences = [moments[group] for group in groups]
+        described.append(_C.RowValues(array_of(_C, values), counted[id(mask)], of_sequences, signed))
     _C.add_rows(described, batch, rows, list(numbers))
 
 
 def _described(state: Moments) -> Any:
-    if state.described is None:
-        from attncap import _C
+    from attncap import _C
 
-        numbers = (state.count, state.nonfinite, state.mean, state.m2, state.low, state.high)
-        bins = (0, 0) if state.bins is None else (state.bins.data_ptr(), state.bins.shape[1])
-        addresses = (*[tensor.data_ptr() for tensor in numbers], *bins)
-        state.described = _C.Moments(*addresses)
+    numbers = (state.count, state.nonfinite, state.mean, state.m2, state.low, state.high)
+    bins = (0, 0) if state.bins is None else (state.bins.data_ptr(), state.bins.shape[1])
+    addresses = (*[tensor.data_ptr() for tensor in numbers], *bins)
+    state.described = _C.Moments(*addresses)
     return state.described

@@ -25,6 +25,7 @@ from attncap.capture import Capture
 from attncap.claims import Place
 from attncap.corpus import Shard
 from attncap.encode import Encoded, EncodedShard, batches, encode, pad
+from attncap.memory import kept_memory
 from attncap.models import LoadedModel
 from attncap.tables import Keeper
 from attncap.team import BATCH, COLLECT, SHARD, Team, only_the_leader_is_interrupted
@@ -97,6 +98,7 @@ def run_shards(
     waiting: set[Future[ShardResult]] = set()
     with ExitStack() as undo:
         undo.enter_context(one_thread_per_operator())
+        undo.enter_context(kept_memory())
         idle = open_workers(undo, work, workers)
         pool = undo.enter_context(ThreadPoolExecutor(workers, thread_name_prefix="attncap"))
         undo.callback(stop.set)  # before the pool waits for its threads
@@ -227,6 +229,7 @@ def follow(work: Work) -> None:
     """
     with only_the_leader_is_interrupted(), ExitStack() as undo:
         undo.enter_context(one_thread_per_operator())
+        undo.enter_context(kept_memory())
         worker = open_workers(undo, work, 1).get()
         while (heard := work.team.hear())[0] in (SHARD, BATCH, COLLECT):
             what, content = heard

@@ -23,6 +23,7 @@ import torch
 from attncap import attention_only
 from attncap.corpus import Corpus, CorpusOptions
 from attncap.encode import EncodedShard, batches, encode, pad
+from attncap.memory import kept_memory
 from attncap.models import load_model
 from attncap.plan import tag_functions
 from attncap.scan import DEFAULT_SPEC, SHARD_SIZE
@@ -85,7 +86,7 @@ def main() -> None:
     arguments = parser.parse_args()
     work, shards = make_work(arguments.threads, arguments.documents)
     tokens = sum(sequence.length for shard in shards for sequence in shard.sequences)
-    with one_thread_per_operator():
+    with one_thread_per_operator(), kept_memory():
         seconds = medians(
             {
                 "torch SDPA": lambda: run_plain(work, shards, arguments.threads),

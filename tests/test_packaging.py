@@ -31,7 +31,7 @@ HEAVY = (
 
 # From the bottom up; a module may import its own layer and those below it, when it is imported or later.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("types", "extras", "claims", "parts", "colours", "display", "device_tables", "threads"),
+    ("types", "extras", "claims", "parts", "colours", "display", "device_tables", "threads", "memory"),
     ("validation",),
     ("reference", "gradients", "native", "cpu", "cuda", "qualification", "annotations", "layers", "_C"),
     ("dispatch", "ops", "autograd"),
