@@ -137,7 +137,7 @@ def open_workers(undo: ExitStack, work: Work, workers: int) -> queue.SimpleQueue
     idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     model = work.loaded.model
     # Copied before the first capture is opened: an open one hangs on the model's modules.
-    replicas = [model, *(_share_weights(model) for _ in range(workers - 1))]
+    replicas = [model, *(share_weights(model) for _ in range(workers - 1))]
     for replica in replicas:
         capture = undo.enter_context(Capture(replica, work.spec, tags=work.tags))
         run = AttentionOnly(replica, capture.complete_layers)
@@ -146,14 +146,14 @@ def open_workers(undo: ExitStack, work: Work, workers: int) -> queue.SimpleQueue
     return idle
 
 
-def _share_weights(model: nn.Module) -> nn.Module:
+def share_weights(model: nn.Module) -> nn.Module:
     """A copy of the modules around the very same parameters and buffers."""
     shared = [*model.parameters(), *model.buffers()]
     replica: nn.Module = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     return replica
 
 
-class _Recording:
+class Recording:
     """What one process counts of one shard."""
 
     def __init__(self, work: Work, worker: Worker, shard: int) -> None:
@@ -207,7 +207,7 @@ def run_shard(
     worker = idle.get()
     try:
         work.team.tell(SHARD, shard.index)
-        recording = _Recording(work, worker, shard.index)
+        recording = Recording(work, worker, shard.index)
         for batch in batches(shard.sequences, work.batch_tokens):
             if stop.is_set():
                 raise _StoppedError
@@ -234,7 +234,7 @@ def follow(work: Work) -> None:
         while (heard := work.team.hear())[0] in (SHARD, BATCH, COLLECT):
             what, content = heard
             if what == SHARD:
-                recording = _Recording(work, worker, content)
+                recording = Recording(work, worker, content)
             elif what == BATCH:
                 recording.add(content)
             else:

@@ -28,6 +28,7 @@ class Shape:
     rows: int | None = None
     key_heads: int | None = None
     causal: bool = False
+    padded: bool = False  # sequences of an eighth of the keys to all of them, told by a mask of keys
     dtype: str = "float32"
     flex: bool = False  # whether FlexAttention takes part: it compiles for every shape
 
@@ -37,7 +38,7 @@ class Shape:
         rows = "" if self.rows is None else f" Q {self.rows}"
         groups = "" if self.key_heads is None else f"/{self.key_heads}"
         sizes = f"B {self.batch} H {self.heads}{groups}{rows} N {self.keys} D {self.dim}"
-        return f"{self.dtype} {sizes}{' causal' * self.causal}"
+        return f"{self.dtype} {sizes}{' causal' * self.causal}{' padded' * self.padded}"
 
     @property
     def flops(self) -> float:
@@ -59,6 +60,13 @@ class Shape:
         key, value = torch.randn(2, self.batch, self.key_heads or self.heads, self.keys, self.dim).to(dtype)
         return query, key, value
 
+    def mask(self) -> Tensor | None:
+        """(B, 1, 1, N) bool, False for padding."""
+        if not self.padded:
+            return None
+        lengths = torch.linspace(self.keys / 8, self.keys, self.batch).long()
+        return (torch.arange(self.keys) < lengths[:, None])[:, None, None]
+
 
 SHAPES = [
     Shape(1, 8, 2048, dim, causal=causal, dtype=dtype, flex=dim == 64)
@@ -69,7 +77,7 @@ SHAPES = [
 SHAPES += [Shape(1, 2, 8192, 64), Shape(1, 2, 8192, 64, dtype="bfloat16")]
 SHAPES += [Shape(1, 8, 2048, 32), Shape(1, 8, 2048, 32, dtype="bfloat16")]
 SHAPES += [Shape(1, 8, 512, 64), Shape(1, 8, 512, 64, dtype="bfloat16")]
-SHAPES += [Shape(8, 12, 512, 32), Shape(32, 12, 128, 32)]  # MiniLM
+SHAPES += [Shape(8, 12, 512, 32), Shape(32, 12, 128, 32), Shape(8, 12, 512, 32, padded=True)]  # MiniLM
 SHAPES += [Shape(1, 8, 2048, 64, dtype="float16"), Shape(1, 8, 2048, 64, dtype="float64")]
 DECODING = [
     Shape(4, 8, 8192, 64, rows=1),
@@ -82,14 +90,18 @@ DECODING = [
 def contestants(shape: Shape) -> dict[str, Callable[[], object]]:
     """Who takes turns on a shape."""
     query, key, value = shape.tensors()
-    grouped = shape.key_heads is not None
+    mask, grouped = shape.mask(), shape.key_heads is not None
+
+    def with_statistics(spec: StatSpec) -> Callable[[], object]:
+        return lambda: attncap.attention(query, key, value, spec, causal=shape.causal, attn_mask=mask)
+
     return {
         "torch SDPA": lambda: F.scaled_dot_product_attention(
-            query, key, value, is_causal=shape.causal, enable_gqa=grouped
+            query, key, value, attn_mask=mask, is_causal=shape.causal, enable_gqa=grouped
         ),
-        "no statistics": lambda: attncap.attention(query, key, value, StatSpec.none(), causal=shape.causal),
-        "default": lambda: attncap.attention(query, key, value, causal=shape.causal),
-        "everything": lambda: attncap.attention(query, key, value, EVERYTHING, causal=shape.causal),
+        "no statistics": with_statistics(StatSpec.none()),
+        "default": with_statistics(StatSpec()),
+        "everything": with_statistics(EVERYTHING),
     }
 
 
@@ -98,7 +110,7 @@ def slower_peers(shape: Shape) -> dict[str, Callable[[], object]]:
 
     torch compiles FlexAttention for CPUs in float32 and bfloat16; it gives neither logsumexp nor statistics there.
     """
-    if shape.rows is not None or shape.keys > 2048:
+    if shape.rows is not None or shape.padded or shape.keys > 2048:
         return {}
     query, key, value = shape.tensors()
     calls: dict[str, Callable[[], object]] = {

@@ -49,7 +49,7 @@ def measure(shape: Shape, rounds: int, peak: float) -> Figures:
         if name != "everything":
             figures[f"{name} [ms]"] = 1e3 * seconds
             figures[f"{name} / attncap"] = seconds / peers["everything"]
-    if peak and shape.dtype == "float32" and shape.rows is None:
+    if peak and shape.dtype == "float32" and shape.rows is None and not shape.padded:
         figures["of FMA peak [%]"] = 100 * shape.flops / everything / 1e9 / peak
     if shape.rows is not None:
         figures["reads [GB/s]"] = shape.key_value_bytes / everything / 1e9

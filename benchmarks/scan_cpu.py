@@ -2,33 +2,37 @@
 
     python -m benchmarks.scan_cpu [--documents N] [--rounds N] [--results FOLDER]
 
-The same batches of the same documents go through the model as a scan sends them, one thread a shard, taking turns: as
-it is, with torch's own attention; captured, each forward a whole one; and as a scan runs it, which ends a forward with
-the last attention. Tokenizing is left out of the three. A fourth is the whole of a scan: the corpus is read and
-tokenized while the model runs.
+Each batch goes through the model as a scan sends it, in every thread, by turns: as the model is, with torch's own
+attention; captured, the forward a whole one; and as a scan runs it, which ends a forward with the last attention.
+Tokenizing is left out of the three. Then the model as it is and the whole of a scan take turns, all batches at a time:
+the corpus is read and tokenized while the model runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 
-from attncap import attention_only
+from attncap.attention_only import AttentionOnly
+from attncap.capture import Capture
 from attncap.corpus import Corpus, CorpusOptions
-from attncap.encode import EncodedShard, batches, encode, pad
+from attncap.encode import Encoded, EncodedShard, batches, encode, pad
 from attncap.memory import kept_memory
 from attncap.models import load_model
 from attncap.plan import tag_functions
 from attncap.scan import DEFAULT_SPEC, SHARD_SIZE
-from attncap.shards import Work, one_thread_per_operator, open_workers, run_shard, run_shards
+from attncap.shards import Recording, Work, Worker, one_thread_per_operator, run_shards, share_weights
 from benchmarks.machine import describe, medians
+
+PLAIN = "torch SDPA"
+Contestants = dict[str, Callable[[Sequence[Encoded]], None]]
 
 
 def make_work(threads: int, documents: int) -> tuple[Work, list[EncodedShard]]:
@@ -43,8 +47,42 @@ def make_work(threads: int, documents: int) -> tuple[Work, list[EncodedShard]]:
     return work, tokens
 
 
-def run_plain(work: Work, shards: list[EncodedShard], threads: int) -> None:
-    """The model as it is."""
+def contestants(undo: ExitStack, work: Work, shard: int) -> Contestants:
+    """What is done with a batch of a shard, each on modules of its own that share the weights."""
+    model = share_weights(work.loaded.model)
+
+    def plain(batch: Sequence[Encoded]) -> None:
+        with torch.inference_mode():
+            model(**pad(batch, work.loaded.tokenizer))
+
+    found: Contestants = {PLAIN: plain}
+    for name, ends in (("captured", False), ("as a scan", True)):
+        replica = share_weights(work.loaded.model)
+        capture = undo.enter_context(Capture(replica, work.spec, tags=work.tags))
+        run = AttentionOnly(replica, capture.complete_layers if ends else ())
+        undo.enter_context(run.open())
+        found[name] = Recording(work, Worker(run, capture), shard).add
+    return found
+
+
+def time_batches(work: Work, shards: Sequence[EncodedShard], threads: int, rounds: int) -> dict[str, float]:
+    """Seconds of each contestant: over all batches the sum of their medians, threads side by side."""
+
+    def time_shard(shard: EncodedShard, calls: Contestants) -> list[dict[str, float]]:
+        return [
+            medians({name: partial(call, batch) for name, call in calls.items()}, rounds)
+            for batch in batches(shard.sequences, work.batch_tokens)
+        ]
+
+    with ExitStack() as undo:
+        calls = [contestants(undo, work, shard.index) for shard in shards]
+        with ThreadPoolExecutor(threads) as pool:
+            seconds = [times for of_shard in pool.map(time_shard, shards, calls) for times in of_shard]
+    return {name: sum(times[name] for times in seconds) / threads for name in calls[0]}
+
+
+def run_plain(work: Work, shards: Sequence[EncodedShard], threads: int) -> None:
+    """The model as it is, on all batches."""
 
     def run(shard: EncodedShard) -> None:
         for batch in batches(shard.sequences, work.batch_tokens):
@@ -55,16 +93,8 @@ def run_plain(work: Work, shards: list[EncodedShard], threads: int) -> None:
         list(pool.map(run, shards))
 
 
-def run_captured(work: Work, shards: list[EncodedShard], threads: int, whole: bool) -> None:
-    """The model captured, its forwards whole ones or as a scan ends them."""
-    no_end = patch.object(attention_only, "_is_fixed", lambda _model: False)
-    with no_end if whole else nullcontext(), ExitStack() as undo, ThreadPoolExecutor(threads) as pool:
-        idle = open_workers(undo, work, threads)
-        list(pool.map(lambda shard: run_shard(work, shard, idle, threading.Event(), lambda *_: None), shards))
-
-
 def run_whole(work: Work, shards: int, threads: int) -> None:
-    """As `run_captured`, from the text on."""
+    """The first shards of a scan, from the text on."""
     corpus = Corpus(["builtin:docstrings"], CorpusOptions())
     survey = corpus.survey(SHARD_SIZE)
     run_shards(work, corpus.shards(survey, range(shards)), threads, lambda _: None, lambda *_: None)
@@ -87,21 +117,22 @@ def main() -> None:
     work, shards = make_work(arguments.threads, arguments.documents)
     tokens = sum(sequence.length for shard in shards for sequence in shard.sequences)
     with one_thread_per_operator(), kept_memory():
-        seconds = medians(
+        seconds = time_batches(work, shards, arguments.threads, arguments.rounds)
+        whole = medians(
             {
-                "torch SDPA": lambda: run_plain(work, shards, arguments.threads),
-                "captured": lambda: run_captured(work, shards, arguments.threads, whole=True),
-                "as a scan": lambda: run_captured(work, shards, arguments.threads, whole=False),
+                PLAIN: lambda: run_plain(work, shards, arguments.threads),
                 "whole scan": lambda: run_whole(work, len(shards), arguments.threads),
             },
             arguments.rounds,
         )
-    speeds = {f"{name} [tokens/s]": round(tokens / time) for name, time in seconds.items()}
+    ratios = {name: seconds[PLAIN] / seconds[name] for name in seconds if name != PLAIN}
+    ratios["whole scan"] = whole[PLAIN] / whole["whole scan"]
     figures: dict[str, float] = {
         "tokens": tokens,
         "documents": sum(len(shard.sequences) for shard in shards),
-        **speeds,
-        **{f"{name} / torch SDPA": round(seconds["torch SDPA"] / seconds[name], 3) for name in list(seconds)[1:]},
+        **{f"{name} [tokens/s]": round(tokens / time) for name, time in seconds.items()},
+        "whole scan [tokens/s]": round(tokens / whole["whole scan"]),
+        **{f"{name} / {PLAIN}": round(ratio, 3) for name, ratio in ratios.items()},
         "padding": round(padding(work, shards), 4),
     }
     for name, figure in figures.items():

@@ -285,24 +285,23 @@ def masks_of_padding(rows: int, keys: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("isa", _C.instruction_sets())
-@pytest.mark.parametrize("rows", [8, 200])
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("kind", masks_of_padding(1, 1))
-def test_masks_leave_ranges_of_keys(
-    isa: str, rows: int, causal: bool, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("rows", "causal"), [(8, False), (200, True), (200, False)])
+def test_masks_leave_ranges_of_keys(isa: str, rows: int, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNCAP_CPU_ISA", isa)
-    query, key, value = torch.randn(2, 2, rows, 8), torch.randn(2, 2, 1300, 8), torch.randn(2, 2, 1300, 3)
-    mask = masks_of_padding(rows, 1300)[kind].expand(rows, -1)
-    given = {"causal": causal, "query_offset": 40}
-    for several in (mask, torch.stack([mask, mask.roll(100, -1)])[:, None]):
-        out, stats = attention(query, key, value, StatSpec.all(), attn_mask=several, impl="cpu", **given)
+    query, key, value = torch.randn(2, 1, rows, 4), torch.randn(2, 1, 1300, 4), torch.randn(2, 1, 1300, 3)
+    for kind, mask in masks_of_padding(rows, 1300).items():
+        # The second sequence has its keys elsewhere.
+        given = {"attn_mask": torch.stack([mask, mask.roll(100, -1)])[:, None], "causal": causal, "query_offset": 40}
+        out, stats = attention(query, key, value, StatSpec.all(), impl="cpu", **given)
         exact_inputs = (tensor.double() for tensor in (query, key, value))
-        exact_out, exact = attention(*exact_inputs, StatSpec.all(), attn_mask=several, impl="reference", **given)
-        torch.testing.assert_close(out.double(), exact_out, rtol=1e-4, atol=1e-5)
+        exact_out, exact = attention(*exact_inputs, StatSpec.all(), impl="reference", **given)
+        torch.testing.assert_close(out.double(), exact_out, rtol=1e-4, atol=1e-5, msg=lambda m, k=kind: f"{k}: {m}")
         for name, got in stats.items():
             if name != "topk_index":
-                torch.testing.assert_close(got.double(), getattr(exact, name), rtol=1e-4, atol=1e-5)
+                want = getattr(exact, name)
+                torch.testing.assert_close(
+                    got.double(), want, rtol=1e-4, atol=1e-5, msg=lambda m, k=kind, n=name: f"{k}, {n}: {m}"
+                )
 
 
 @pytest.mark.parametrize("isa", _C.instruction_sets())
