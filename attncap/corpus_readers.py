@@ -235,7 +235,8 @@ def read_image(place: str, options: ReadOptions, _start: Bookmark) -> Iterator[D
 
 def is_saved_dataset(folder: Path) -> bool:
     """Whether a folder is one that the `save_to_disk` of the library datasets wrote."""
-    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    kinds = (("dataset_dict.json",), ("dataset_info.json", "state.json"))
+    return any(all((folder / name).is_file() for name in names) for names in kinds)
 
 
 def read_docstrings(place: str, options: ReadOptions, start: Bookmark) -> Iterator[Document | Fault]:

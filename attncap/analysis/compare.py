@@ -205,7 +205,8 @@ def _chosen(wanted: Sequence[str] | None, in_a: Sequence[str], in_b: Sequence[st
     both = set(in_a) & set(in_b)
     for stat in wanted or ():
         if stat not in both:
-            raise RunMismatchError(f"stats: {stat!r} is not in both runs; there is {', '.join(sorted(both)) or 'none'}")
+            there = ", ".join(sorted(both)) or "none"
+            raise RunMismatchError(f"the statistic {stat!r} is not in both runs; there is {there}")
     return canonical_order(both if wanted is None else set(wanted))
 
 

@@ -164,6 +164,13 @@ def test_datasets_are_read_by_the_librarys_builders(tmp_path: Path, monkeypatch:
         read(f"dataset:{tmp_path / 'built'}:validation")
 
 
+def test_a_folder_with_a_file_of_a_datasets_name_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{}")
+    (tmp_path / "page.txt").write_text("a page")
+    corpus = Corpus([str(tmp_path)])
+    assert [text for shard in corpus.shards(corpus.survey()) for text in shard.texts] == ["a page"]
+
+
 def test_images_of_a_dataset_are_those_of_its_files(tmp_path: Path) -> None:
     files = [image(number) for number in range(3)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
