@@ -133,9 +133,8 @@ class HeadStats:
         """exp(max_logit - lse), the row's largest probability over keys; 0 for rows that see no key."""
         if self.max_logit is None:
             return None
-        seen = self.max_logit > -torch.inf
-        difference = torch.where(seen, self.max_logit - self.lse, -torch.inf)
-        return torch.exp(difference)
+        lowest = torch.finfo(self.lse.dtype).min  # for rows that see no key, where both are -inf
+        return torch.exp(self.max_logit - self.lse.clamp_min(lowest))
 
     @property
     def topk_mass(self) -> Tensor | None:

@@ -42,7 +42,8 @@ def make_work(threads: int, documents: int) -> tuple[Work, list[EncodedShard]]:
     corpus = Corpus(["builtin:docstrings"], CorpusOptions())
     shards = corpus.shards(corpus.survey(SHARD_SIZE))
     tokens: list[EncodedShard] = []
-    while len(tokens) < threads or sum(len(shard.sequences) for shard in tokens) < documents:
+    # As many shards for each thread.
+    while len(tokens) % threads or sum(len(shard.sequences) for shard in tokens) < documents:
         tokens.append(encode(next(shards), loaded, 512))
     return work, tokens
 
