@@ -117,8 +117,9 @@ def main() -> None:
     arguments = parser.parse_args()
     work, shards = make_work(arguments.threads, arguments.documents)
     tokens = sum(sequence.length for shard in shards for sequence in shard.sequences)
-    with one_thread_per_operator(), kept_memory():
-        seconds = time_batches(work, shards, arguments.threads, arguments.rounds)
+    with one_thread_per_operator():
+        with kept_memory():
+            seconds = time_batches(work, shards, arguments.threads, arguments.rounds)
         whole = medians(
             {
                 PLAIN: lambda: run_plain(work, shards, arguments.threads),
